@@ -1,0 +1,223 @@
+"""Converting transformers models in place: maps beside the projections, Hedgehog as the attention function."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from peft import LoraConfig
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from attn.hedgehog.architectures import ARCHITECTURES, projection_names, self_attentions
+from attn.hedgehog.cache import check_softmax_cache, linear_cache_layer
+from attn.hedgehog.feature_maps import FeatureMap, query_key_maps
+from attn.hedgehog.interface import DistillationLoss, HedgehogLayer, Mode, register
+
+# Stands in a saved config where transformers looks for the attention implementation to use, and quotes it in its error.
+LOAD_WITH = "hedgehog: load this model with attn.hedgehog.from_pretrained"
+
+
+@dataclass(eq=False)
+class Conversion:
+    """What `convert` did to a model beside adding layers, for `revert`."""
+
+    softmax: str
+    hooks: list[RemovableHandle]
+
+
+def convert(
+    model: PreTrainedModel, *, feature_map: str = "hedgehog", layers: Iterable[int] | None = None, **map_options: Any
+) -> PreTrainedModel:
+    """Replace softmax self-attention by linear attention (section 4.2 of the paper), in place.
+
+    Every converted attention module gets two trainable maps, ``query_map`` and ``key_map``, one per query head and
+    applied after rotary embedding and after grouped key heads are repeated. No module is replaced and all weights stay
+    as they are. The layers start in mode ``"linear"``; see `set_mode`. Cross-attention keeps softmax.
+
+    Maps of float16 and bfloat16 models are float32, in which they can be trained at the paper's learning rate.
+
+    Args:
+        model: a transformers model whose self-attention is one of `ARCHITECTURES`, with attention implementation
+            ``"sdpa"`` or ``"eager"``, which its softmax layers go on using.
+        feature_map: one of `FEATURE_MAPS`.
+        layers: the layers to convert, from 0; None is all.
+        map_options: of the feature map's class.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError: if the model is of another class, or the map lacks an option.
+        ValueError: if the model is converted already, or `feature_map`, an option or `layers` is not valid.
+        NotImplementedError: if a layer has a sliding window, or the attention implementation is another one.
+    """
+    found = _check_convertible(model)
+    chosen = sorted(found) if layers is None else sorted(set(layers))
+    for index in chosen:
+        if index not in found:
+            raise ValueError(f"layers must lie in 0 to {max(found)}, got {index}")
+        module = found[index][1]
+        window = getattr(module, "sliding_window", getattr(module.config, "sliding_window", None))
+        if window is not None:
+            raise NotImplementedError(
+                f"layers must be without a sliding window, got layer {index} with one of {window} tokens: "
+                "name the others in layers"
+            )
+    if not chosen:
+        raise ValueError("layers must name at least one layer, got none")
+    softmax = model.config._attn_implementation
+    name = register(softmax)
+    maps = {index: _maps_for(found[index][1], feature_map, map_options) for index in chosen}
+    hooks = [model.base_model.register_forward_pre_hook(_request_weights, with_kwargs=True)]
+    for index, (query_map, key_map) in maps.items():
+        module = found[index][1]
+        module.query_map, module.key_map = query_map, key_map
+        module.hedgehog = HedgehogLayer(index, module)
+        hooks.append(module.register_forward_pre_hook(_prepare_cache, with_kwargs=True))
+    model.hedgehog_conversion = Conversion(softmax, hooks)  # type: ignore[assignment]
+    model.set_attn_implementation(name)
+    model.config.attn_implementation = LOAD_WITH
+    model.config.hedgehog = {"feature_map": feature_map, "layers": chosen, "map_options": map_options}
+    return model
+
+
+def revert(model: PreTrainedModel) -> PreTrainedModel:
+    """Undo `convert`: maps, hooks and the config's entries go; weights stay as they are.
+
+    Raises:
+        ValueError: if the model is not converted.
+    """
+    conversion: Conversion | None = getattr(model, "hedgehog_conversion", None)
+    if conversion is None:
+        raise _not_converted(model)
+    for hook in conversion.hooks:
+        hook.remove()
+    for layer in hedgehog_layers(model):
+        del layer.attention.query_map, layer.attention.key_map, layer.attention.hedgehog
+    del model.hedgehog_conversion, model.config.attn_implementation, model.config.hedgehog
+    model.set_attn_implementation(conversion.softmax)
+    return model
+
+
+def hedgehog_layers(model: nn.Module) -> list[HedgehogLayer]:
+    """The converted layers of a model, or of one that wraps it (PEFT, Lightning), in the order of the model."""
+    layers = (getattr(module, "hedgehog", None) for module in model.modules())
+    return [layer for layer in layers if isinstance(layer, HedgehogLayer)]
+
+
+def set_mode(
+    model: nn.Module,
+    mode: Mode,
+    *,
+    layers: Iterable[int] | None = None,
+    distillation_loss: DistillationLoss = "cross_entropy",
+) -> None:
+    """Choose how converted layers compute.
+
+    Args:
+        model: a converted model, or one that wraps it.
+        mode: see `HedgehogLayer`.
+        layers: the converted layers to set; None is all.
+        distillation_loss: see `HedgehogLayer`.
+
+    Raises:
+        ValueError: if a choice is unknown, or a layer is not converted.
+    """
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode must be one of {get_args(Mode)}, got {mode!r}")
+    if distillation_loss not in get_args(DistillationLoss):
+        raise ValueError(f"distillation_loss must be one of {get_args(DistillationLoss)}, got {distillation_loss!r}")
+    converted = {layer.index: layer for layer in hedgehog_layers(model)}
+    if not converted:
+        raise _not_converted(model)
+    for index in converted if layers is None else layers:
+        if index not in converted:
+            raise ValueError(f"layers must be among the converted {sorted(converted)}, got {index}")
+        layer = converted[index]
+        layer.mode, layer.distillation_loss, layer.loss, layer.kl = mode, distillation_loss, None, None
+
+
+def lora_config(
+    model: nn.Module, *, rank: int = 8, alpha: int = 16, dropout: float = 0.0, **options: Any
+) -> LoraConfig:
+    """PEFT's configuration for stage two: LoRA on the query, key, value and output projections of converted layers.
+
+    The maps are trained and saved beside the adapters (PEFT's ``modules_to_save``). Use it as
+    ``peft.get_peft_model(model, lora_config(model))``.
+
+    Args:
+        model: a converted model.
+        rank: the paper's for Llama-2 is 8.
+        alpha: the paper's is 16.
+        dropout: of LoRA; LoLCATs' is 0.
+        options: more of `peft.LoraConfig`.
+
+    Raises:
+        ValueError: if the model is not converted.
+    """
+    layers = hedgehog_layers(model)
+    if not layers:
+        raise _not_converted(model)
+    names = {module: name for name, module in model.named_modules()}
+    targets = [target for layer in layers for target in projection_names(names[layer.attention], layer.attention)]
+    conv1d = any(type(layer.attention).__name__ == "GPT2Attention" for layer in layers)
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=targets,
+        modules_to_save=["query_map", "key_map"],
+        fan_in_fan_out=conv1d,
+        **options,
+    )
+
+
+def _not_converted(model: nn.Module) -> ValueError:
+    return ValueError(f"model must be converted, got a {type(model).__name__} that is not")
+
+
+def _check_convertible(model: PreTrainedModel) -> dict[int, tuple[str, Any]]:
+    """The model's self-attention modules by layer, if it can be converted."""
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"model must be a transformers PreTrainedModel, got {type(model).__name__}")
+    if hasattr(model, "hedgehog_conversion"):
+        raise ValueError("model must be unconverted, got one that is converted already: revert it first")
+    found = self_attentions(model)
+    if not found or any(module.config is not model.config for _, module in found.values()):
+        raise TypeError(
+            f"model must have self-attention of one of the classes {', '.join(ARCHITECTURES)}, "
+            f"got {type(model).__name__}"
+        )
+    return found
+
+
+def _maps_for(module: Any, feature_map: str, options: dict[str, Any]) -> tuple[FeatureMap, FeatureMap]:
+    """Maps of the module's size, on its device."""
+    head_dim = module.head_dim if hasattr(module, "head_dim") else module.attention_head_size
+    weight = next(module.parameters())
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    query_map, key_map = query_key_maps(feature_map, module.config.num_attention_heads, head_dim, **options)
+    for new in (query_map, key_map):
+        new.to(weight.device, dtype).train(module.training)
+    return query_map, key_map
+
+
+def _prepare_cache(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Before a converted attention module runs: hand its part of the cache through to the attention function."""
+    cache = kwargs.get("cache")
+    if cache is None:
+        return None
+    layer: HedgehogLayer = module.hedgehog
+    if layer.mode != "linear":
+        check_softmax_cache(cache, layer.index)
+        return None
+    return args, kwargs | {"linear_cache": linear_cache_layer(cache, layer.index)}
+
+
+def _request_weights(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Before the model runs: pass the wish for attention weights on, which some models keep from their layers."""
+    if kwargs.get("output_attentions", module.config.output_attentions):
+        return args, kwargs | {"return_weights": True}
+    return None
