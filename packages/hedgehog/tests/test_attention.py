@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from attn.hedgehog.attention import LinearAttention, repeat_heads
+from attn.hedgehog.attention import ConvertedAttention, LinearAttention, hedgehog_layers
 from attn.hedgehog.feature_maps import FEATURE_MAPS, EluFeatureMap, TaylorFeatureMap, query_key_maps
+from attn.hedgehog.losses import attention_cross_entropy, output_mse, repeat_heads
 
 HEADS, HEAD_DIM, TOKENS, VALUE_DIM = 4, 3, 9, 2
 
@@ -109,6 +110,73 @@ def test_rows_of_zero_features_give_numbers():
     assert out.isfinite().all()
 
 
+def converted(mode, **options):
+    layer = ConvertedAttention(*query_key_maps("hedgehog", HEADS, HEAD_DIM, **options), mode=mode).double()
+    with torch.no_grad():
+        layer.key_map.projection.weight.mul_(1.5)
+    return layer
+
+
+def softmax_rows(query, key, causal, key_mask, scale):
+    """Softmax attention weights in plain matrix form; rows without a visible key are zero."""
+    visible = torch.ones(2, 1, TOKENS, TOKENS, dtype=torch.bool)
+    if causal:
+        visible = visible.tril()
+    if key_mask is not None:
+        visible = visible & key_mask[:, None, None]
+    exponentials = (scale * query @ key.mT).exp() * visible
+    return exponentials / exponentials.sum(dim=-1, keepdim=True).clamp(min=1e-300)
+
+
+@pytest.mark.parametrize("mode", ["softmax", "distill"])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("padded", "scale"), [(False, None), (True, 0.4)])
+def test_until_it_is_linear_the_output_is_softmax(mode, causal, padded, scale):
+    query, key, value = draw(key_value_heads=2)
+    key_mask = None
+    if padded:
+        key_mask = torch.ones(2, TOKENS, dtype=torch.bool)
+        key_mask[0, :2] = False
+    out, state = converted(mode)(query, key, value, causal=causal, key_mask=key_mask, scale=scale)
+    key, value = key.repeat_interleave(2, dim=1), value.repeat_interleave(2, dim=1)
+    expected = softmax_rows(query, key, causal, key_mask, scale or HEAD_DIM**-0.5) @ value
+    torch.testing.assert_close(out, expected)
+    assert state is None
+
+
+def test_linear_mode_is_linear_attention():
+    layer, inputs = converted("linear"), draw()
+    out, _ = layer(*inputs, causal=True)
+    torch.testing.assert_close(out, LinearAttention(layer.query_map, layer.key_map)(*inputs, causal=True)[0])
+    assert not torch.allclose(out, converted("softmax")(*inputs, causal=True)[0])
+
+
+@pytest.mark.parametrize("objective", ["cross_entropy", "output_mse"])
+def test_distill_mode_records_the_loss_and_only_the_maps_learn(objective):
+    layer, inputs = converted("distill"), [x.requires_grad_() for x in draw(key_value_heads=2)]
+    layer.distillation_objective = objective
+    out, _ = layer(*inputs, causal=True)
+    query, key, value = (x.detach() for x in inputs)
+    if objective == "cross_entropy":
+        repeated = key.repeat_interleave(2, dim=1)
+        expected = attention_cross_entropy(query, key, layer.query_map(query), layer.key_map(repeated))
+        torch.testing.assert_close(layer.distillation_loss, expected.cross_entropy)
+        torch.testing.assert_close(layer.teacher_entropy, expected.teacher_entropy)
+    else:
+        linear = LinearAttention(layer.query_map, layer.key_map)(query, key, value, causal=True)[0]
+        torch.testing.assert_close(layer.distillation_loss, output_mse(linear, out))
+        assert layer.teacher_entropy is None
+    layer.distillation_loss.backward()
+    assert all(x.grad is None for x in inputs)
+    assert all(parameter.grad.any() for parameter in layer.parameters())
+
+
+def test_hedgehog_layers_finds_them_all():
+    layers = [converted("linear"), converted("linear")]
+    model = torch.nn.Sequential(layers[0], torch.nn.Sequential(torch.nn.Linear(2, 2), layers[1]))
+    assert hedgehog_layers(model) == layers
+
+
 def test_an_error_names_the_argument():
     layer, inputs = attention("cosformer"), draw(tokens=1)
     _, state = layer(*inputs, causal=True)
@@ -120,3 +188,7 @@ def test_an_error_names_the_argument():
         LinearAttention(EluFeatureMap(HEADS, HEAD_DIM), TaylorFeatureMap(HEADS, HEAD_DIM))
     with pytest.raises(ValueError, match="heads must be a multiple of the 3 key/value heads, got 4"):
         repeat_heads(torch.ones(1, 3, 2, 2), 4)
+    with pytest.raises(ValueError, match="state must be None in mode 'softmax', got a state"):
+        converted("softmax")(*inputs, causal=True, state=state)
+    with pytest.raises(ValueError, match="model must have converted attention layers, got a Linear without any"):
+        hedgehog_layers(torch.nn.Linear(2, 2))

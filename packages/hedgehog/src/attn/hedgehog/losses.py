@@ -5,7 +5,6 @@ from typing import NamedTuple
 from torch import Tensor
 
 from attn.core_kernels import mimicry_cross_entropy
-from attn.hedgehog.attention import repeat_heads
 
 
 class AttentionCrossEntropy(NamedTuple):
@@ -89,6 +88,18 @@ def output_mse(
         )
     squares = (output.float() if output.dtype.itemsize < 4 else output).sub(teacher_output).square().mean(dim=-1)
     return factor * _mean_over_rows(squares, row_mask)
+
+
+def repeat_heads(x: Tensor, heads: int) -> Tensor:
+    """Repeat each key/value head for its group of query heads: ``[batch, heads, tokens, width]``.
+
+    Raises:
+        ValueError: if heads is no multiple of x's.
+    """
+    groups, rest = divmod(heads, x.shape[1])
+    if rest:
+        raise ValueError(f"heads must be a multiple of the {x.shape[1]} key/value heads, got {heads}")
+    return x if groups == 1 else x.repeat_interleave(groups, dim=1)
 
 
 def _mean_over_rows(rows: Tensor, row_mask: Tensor | None) -> Tensor:
