@@ -11,9 +11,10 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from attn.hedgehog.architectures import ARCHITECTURES, projection_names, self_attentions
+from attn.hedgehog.attention import ConvertedAttention, Mode, hedgehog_layers
 from attn.hedgehog.cache import check_softmax_cache, linear_cache_layer
-from attn.hedgehog.feature_maps import FeatureMap, query_key_maps
-from attn.hedgehog.interface import DistillationLoss, HedgehogLayer, Mode, register
+from attn.hedgehog.feature_maps import query_key_maps
+from attn.hedgehog.interface import register
 
 # Stands in a saved config where transformers looks for the attention implementation to use, and quotes it in its error.
 LOAD_WITH = "hedgehog: load this model with attn.hedgehog.from_pretrained"
@@ -32,9 +33,9 @@ def convert(
 ) -> PreTrainedModel:
     """Replace softmax self-attention by linear attention (section 4.2 of the paper), in place.
 
-    Every converted attention module gets two trainable maps, ``query_map`` and ``key_map``, one per query head and
-    applied after rotary embedding and after grouped key heads are repeated. No module is replaced and all weights stay
-    as they are. The layers start in mode ``"linear"``; see `set_mode`. Cross-attention keeps softmax.
+    Every converted attention module gets a submodule ``hedgehog``, a `ConvertedAttention` with a map for queries and
+    one for keys, per query head, applied after rotary embedding and after grouped key heads are repeated. No module is
+    replaced and all weights stay as they are. The layers start in mode ``"linear"``. Cross-attention keeps softmax.
 
     Maps of float16 and bfloat16 models are float32, in which they can be trained at the paper's learning rate.
 
@@ -69,12 +70,11 @@ def convert(
         raise ValueError("layers must name at least one layer, got none")
     softmax = model.config._attn_implementation
     name = register(softmax)
-    maps = {index: _maps_for(found[index][1], feature_map, map_options) for index in chosen}
+    attentions = {index: _converted_attention(found[index][1], feature_map, map_options) for index in chosen}
     hooks = [model.base_model.register_forward_pre_hook(_request_weights, with_kwargs=True)]
-    for index, (query_map, key_map) in maps.items():
+    for index, attention in attentions.items():
         module = found[index][1]
-        module.query_map, module.key_map = query_map, key_map
-        module.hedgehog = HedgehogLayer(index, module)
+        module.hedgehog = attention
         hooks.append(module.register_forward_pre_hook(_prepare_cache, with_kwargs=True))
     model.hedgehog_conversion = Conversion(softmax, hooks)  # type: ignore[assignment]
     model.set_attn_implementation(name)
@@ -91,52 +91,33 @@ def revert(model: PreTrainedModel) -> PreTrainedModel:
     """
     conversion: Conversion | None = getattr(model, "hedgehog_conversion", None)
     if conversion is None:
-        raise _not_converted(model)
+        raise ValueError(f"model must be converted, got a {type(model).__name__} that is not")
     for hook in conversion.hooks:
         hook.remove()
-    for layer in hedgehog_layers(model):
-        del layer.attention.query_map, layer.attention.key_map, layer.attention.hedgehog
+    for _, module in self_attentions(model).values():
+        if hasattr(module, "hedgehog"):
+            del module.hedgehog
     del model.hedgehog_conversion, model.config.attn_implementation, model.config.hedgehog
     model.set_attn_implementation(conversion.softmax)
     return model
 
 
-def hedgehog_layers(model: nn.Module) -> list[HedgehogLayer]:
-    """The converted layers of a model, or of one that wraps it (PEFT, Lightning), in the order of the model."""
-    layers = (getattr(module, "hedgehog", None) for module in model.modules())
-    return [layer for layer in layers if isinstance(layer, HedgehogLayer)]
-
-
-def set_mode(
-    model: nn.Module,
-    mode: Mode,
-    *,
-    layers: Iterable[int] | None = None,
-    distillation_loss: DistillationLoss = "cross_entropy",
-) -> None:
-    """Choose how converted layers compute.
+def set_mode(model: nn.Module, mode: Mode) -> None:
+    """Put all converted layers of a model, or of one that wraps it (PEFT, Lightning), into a mode.
 
     Args:
-        model: a converted model, or one that wraps it.
-        mode: see `HedgehogLayer`.
-        layers: the converted layers to set; None is all.
-        distillation_loss: see `HedgehogLayer`.
+        model: holds converted layers.
+        mode: ``"linear"``; ``"softmax"``, as before the conversion; ``"distill"``, which passes the softmax output on,
+            without attention dropout, and records each layer's loss: see `ConvertedAttention`.
 
     Raises:
-        ValueError: if a choice is unknown, or a layer is not converted.
+        ValueError: if the mode is unknown, or no layer is converted.
     """
     if mode not in get_args(Mode):
         raise ValueError(f"mode must be one of {get_args(Mode)}, got {mode!r}")
-    if distillation_loss not in get_args(DistillationLoss):
-        raise ValueError(f"distillation_loss must be one of {get_args(DistillationLoss)}, got {distillation_loss!r}")
-    converted = {layer.index: layer for layer in hedgehog_layers(model)}
-    if not converted:
-        raise _not_converted(model)
-    for index in converted if layers is None else layers:
-        if index not in converted:
-            raise ValueError(f"layers must be among the converted {sorted(converted)}, got {index}")
-        layer = converted[index]
-        layer.mode, layer.distillation_loss, layer.loss, layer.kl = mode, distillation_loss, None, None
+    for layer in hedgehog_layers(model):
+        layer.mode = mode
+        layer.distillation_loss = layer.teacher_entropy = None
 
 
 def lora_config(
@@ -157,12 +138,10 @@ def lora_config(
     Raises:
         ValueError: if the model is not converted.
     """
-    layers = hedgehog_layers(model)
-    if not layers:
-        raise _not_converted(model)
-    names = {module: name for name, module in model.named_modules()}
-    targets = [target for layer in layers for target in projection_names(names[layer.attention], layer.attention)]
-    conv1d = any(type(layer.attention).__name__ == "GPT2Attention" for layer in layers)
+    hedgehog_layers(model)
+    attentions = [(name, module) for name, module in model.named_modules() if hasattr(module, "hedgehog")]
+    targets = [target for name, module in attentions for target in projection_names(name, module)]
+    conv1d = any(type(module).__name__ == "GPT2Attention" for _, module in attentions)
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -172,10 +151,6 @@ def lora_config(
         fan_in_fan_out=conv1d,
         **options,
     )
-
-
-def _not_converted(model: nn.Module) -> ValueError:
-    return ValueError(f"model must be converted, got a {type(model).__name__} that is not")
 
 
 def _check_convertible(model: PreTrainedModel) -> dict[int, tuple[str, Any]]:
@@ -193,15 +168,13 @@ def _check_convertible(model: PreTrainedModel) -> dict[int, tuple[str, Any]]:
     return found
 
 
-def _maps_for(module: Any, feature_map: str, options: dict[str, Any]) -> tuple[FeatureMap, FeatureMap]:
-    """Maps of the module's size, on its device."""
+def _converted_attention(module: Any, feature_map: str, options: dict[str, Any]) -> ConvertedAttention:
+    """Maps of the attention module's size, on its device."""
     head_dim = module.head_dim if hasattr(module, "head_dim") else module.attention_head_size
     weight = next(module.parameters())
+    maps = query_key_maps(feature_map, module.config.num_attention_heads, head_dim, **options)
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    query_map, key_map = query_key_maps(feature_map, module.config.num_attention_heads, head_dim, **options)
-    for new in (query_map, key_map):
-        new.to(weight.device, dtype).train(module.training)
-    return query_map, key_map
+    return ConvertedAttention(*maps).to(weight.device, dtype).train(module.training)
 
 
 def _prepare_cache(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -209,11 +182,10 @@ def _prepare_cache(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     cache = kwargs.get("cache")
     if cache is None:
         return None
-    layer: HedgehogLayer = module.hedgehog
-    if layer.mode != "linear":
-        check_softmax_cache(cache, layer.index)
+    if module.hedgehog.mode != "linear":
+        check_softmax_cache(cache, module.layer_idx)
         return None
-    return args, kwargs | {"linear_cache": linear_cache_layer(cache, layer.index)}
+    return args, kwargs | {"linear_cache": linear_cache_layer(cache, module.layer_idx)}
 
 
 def _request_weights(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

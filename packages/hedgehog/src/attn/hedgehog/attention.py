@@ -49,74 +49,46 @@ class LinearAttention(nn.Module):
         positions: Tensor | None = None,
         state: LinearState | None = None,
     ) -> tuple[Tensor, LinearState | None]:
-        """`mapped_attention` with these maps."""
-        return mapped_attention(
-            self.query_map,
-            self.key_map,
-            query,
-            key,
-            value,
-            causal=causal,
-            key_mask=key_mask,
-            positions=positions,
-            state=state,
-        )
+        """The attention output and, when causal, the state from which the next tokens go on.
 
+        Args:
+            query: ``[batch, heads, tokens, head_dim]``, after rotary embedding if the model has one.
+            key: ``[batch, key_value_heads, tokens, head_dim]``; grouped heads are repeated before the map, as the maps
+                belong to query heads.
+            value: ``[batch, key_value_heads, tokens, value_dim]``.
+            causal: each token sees itself and those before it; otherwise all tokens see all.
+            key_mask: ``[batch, tokens]``, True where a key is visible; None is everywhere.
+            positions: of the tokens, ``[tokens]`` or ``[batch, tokens]``, for maps that use them; must be given with a
+                state then.
+            state: sums over the tokens before these; only with causal.
 
-def mapped_attention(
-    query_map: FeatureMap,
-    key_map: FeatureMap,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    causal: bool,
-    key_mask: Tensor | None = None,
-    positions: Tensor | None = None,
-    state: LinearState | None = None,
-) -> tuple[Tensor, LinearState | None]:
-    """The attention output and, when causal, the state from which the next tokens go on.
+        Returns:
+            The output ``[batch, heads, tokens, value_dim]`` in value's dtype, summed in float32 (float64 for float64),
+            and the state, None unless causal.
 
-    Args:
-        query_map: phi_q.
-        key_map: phi_k.
-        query: ``[batch, heads, tokens, head_dim]``, after rotary embedding if the model has one.
-        key: ``[batch, key_value_heads, tokens, head_dim]``; grouped heads are repeated before the map, as the maps
-            belong to query heads.
-        value: ``[batch, key_value_heads, tokens, value_dim]``.
-        causal: each token sees itself and those before it; otherwise all tokens see all.
-        key_mask: ``[batch, tokens]``, True where a key is visible; None is everywhere.
-        positions: of the tokens, ``[tokens]`` or ``[batch, tokens]``, for maps that use them; must be given with a
-            state then.
-        state: sums over the tokens before these; only with causal.
-
-    Returns:
-        The output ``[batch, heads, tokens, value_dim]`` in value's dtype, summed in float32 (float64 for float64),
-        and the state, None unless causal.
-
-    Raises:
-        ValueError: if a state is given without causal, or without positions to a map that uses them.
-    """
-    if state is not None and not causal:
-        raise ValueError("state must be None when causal is False, got a state")
-    if state is not None and positions is None and query_map.uses_positions:
-        raise ValueError("positions must be given with a state to a map that uses them, got None")
-    key, value = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])
-    query_features, key_features = query_map(query, positions), key_map(key, positions)
-    summed = value.to(query_features.dtype)
-    if not causal:
-        return linear_attention(query_features, key_features, summed, causal=False, key_mask=key_mask).to(
-            value.dtype
-        ), None
-    if state is not None and query.shape[-2] == 1:
-        if key_mask is not None:
-            key_features = key_features * key_mask[:, None, :, None]
-        out, state = linear_attention_step(query_features, key_features, summed, state)
-    else:
-        out, state = linear_attention(
-            query_features, key_features, summed, causal=True, key_mask=key_mask, state=state, return_state=True
-        )
-    return out.to(value.dtype), state
+        Raises:
+            ValueError: if a state is given without causal, or without positions to a map that uses them.
+        """
+        if state is not None and not causal:
+            raise ValueError("state must be None when causal is False, got a state")
+        if state is not None and positions is None and self.query_map.uses_positions:
+            raise ValueError("positions must be given with a state to a map that uses them, got None")
+        key, value = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])
+        query_features, key_features = self.query_map(query, positions), self.key_map(key, positions)
+        summed = value.to(query_features.dtype)
+        if not causal:
+            return linear_attention(query_features, key_features, summed, causal=False, key_mask=key_mask).to(
+                value.dtype
+            ), None
+        if state is not None and query.shape[-2] == 1:
+            if key_mask is not None:
+                key_features = key_features * key_mask[:, None, :, None]
+            out, state = linear_attention_step(query_features, key_features, summed, state)
+        else:
+            out, state = linear_attention(
+                query_features, key_features, summed, causal=True, key_mask=key_mask, state=state, return_state=True
+            )
+        return out.to(value.dtype), state
 
 
 class ConvertedAttention(LinearAttention):

@@ -7,9 +7,8 @@ to the model's own implementation with its own mask, the others are distilled or
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,48 +16,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from attn.hedgehog.attention import mapped_attention, repeat_heads
+from attn.hedgehog.attention import ConvertedAttention
 from attn.hedgehog.cache import LinearCacheLayer
-from attn.hedgehog.feature_maps import FeatureMap
-from attn.hedgehog.losses import attention_cross_entropy, output_mse
-
-Mode = Literal["softmax", "distill", "linear"]
-DistillationLoss = Literal["cross_entropy", "output_mse"]
 
 SOFTMAX_IMPLEMENTATIONS = ("eager", "sdpa")
 UNSUPPORTED_ARGUMENTS = ("head_mask", "position_bias", "s_aux", "sliding_window", "softcap")
-
-
-@dataclass(eq=False)
-class HedgehogLayer:
-    """A converted self-attention layer: what `hedgehog_layers` lists.
-
-    Attributes:
-        index: of the layer in the model.
-        attention: the transformers module, which holds the maps as ``query_map`` and ``key_map``.
-        mode: ``"linear"``; ``"softmax"``, as before the conversion; ``"distill"``, which passes the softmax output on,
-            without attention dropout, and records the loss of the maps against it.
-        distillation_loss: ``"cross_entropy"`` (the paper's) or ``"output_mse"`` (LoLCATs').
-        loss: of the last pass in mode ``"distill"``, a scalar; its gradient reaches the maps alone.
-        kl: divergence of linear from softmax weights in that pass, nats per row; None with ``"output_mse"``.
-    """
-
-    index: int
-    attention: Any
-    mode: Mode = "linear"
-    distillation_loss: DistillationLoss = "cross_entropy"
-    loss: Tensor | None = field(default=None, repr=False)
-    kl: Tensor | None = field(default=None, repr=False)
-
-    @property
-    def query_map(self) -> FeatureMap:
-        """phi_q."""
-        return self.attention.query_map
-
-    @property
-    def key_map(self) -> FeatureMap:
-        """phi_k."""
-        return self.attention.key_map
 
 
 class LayerMask:
@@ -164,7 +126,7 @@ def attention(
     Returns:
         Output ``[batch, tokens, heads, value_dim]``, and attention weights ``[batch, heads, tokens, keys]`` or None.
     """
-    layer: HedgehogLayer | None = getattr(module, "hedgehog", None)
+    layer: ConvertedAttention | None = getattr(module, "hedgehog", None)
 
     def softmax_attention(dropout: float) -> tuple[Tensor, Tensor | None]:
         mask = attention_mask.softmax_mask() if isinstance(attention_mask, LayerMask) else attention_mask
@@ -175,11 +137,18 @@ def attention(
         return softmax_attention(dropout)
     for name in UNSUPPORTED_ARGUMENTS:
         if kwargs.get(name) is not None:
-            raise NotImplementedError(f"linear attention has no {name}: leave layer {layer.index} in mode 'softmax'")
+            raise NotImplementedError(f"linear attention has no {name}: leave the layer in mode 'softmax'")
     causal, key_mask = _visible(module, attention_mask, kwargs.get("is_causal"))
     if layer.mode == "distill":
+        if key.shape[-2] != query.shape[-2]:
+            raise ValueError(
+                "distillation must see whole sequences, got a cache with "
+                f"{key.shape[-2] - query.shape[-2]} earlier tokens: pass use_cache=False"
+            )
         output, weights = softmax_attention(0.0)
-        _record_loss(layer, query, key, value, output, scale=scaling, causal=causal, key_mask=key_mask)
+        layer.record_distillation(
+            query, key, value, output.transpose(1, 2), causal=causal, key_mask=key_mask, scale=scaling
+        )
         return output, weights
     return _linear_attention(
         layer, query, key, value, causal=causal, key_mask=key_mask, cache=linear_cache, return_weights=return_weights
@@ -187,7 +156,7 @@ def attention(
 
 
 def _linear_attention(
-    layer: HedgehogLayer,
+    layer: ConvertedAttention,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -202,16 +171,7 @@ def _linear_attention(
     first = 0 if cache is None else cache.tokens - tokens
     # Positions count padding, which shifts all tokens alike: maps may only depend on differences.
     positions = torch.arange(first, first + tokens, device=query.device)
-    attend = partial(
-        mapped_attention,
-        layer.query_map,
-        layer.key_map,
-        query,
-        key,
-        causal=causal,
-        key_mask=key_mask,
-        positions=positions,
-    )
+    attend = partial(layer, query, key, causal=causal, key_mask=key_mask, positions=positions)
     output, state = attend(value, state=None if cache is None else cache.state)
     if cache is not None:
         cache.state = state
@@ -238,40 +198,3 @@ def _visible(module: nn.Module, mask: LayerMask | Tensor | None, is_causal: bool
             f"attention_mask must be a padding mask [batch, tokens] with linear attention, got {tuple(mask.shape)}"
         )
     return bool(module.is_causal if is_causal is None else is_causal), None
-
-
-def _record_loss(
-    layer: HedgehogLayer,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
-    *,
-    scale: float | None,
-    causal: bool,
-    key_mask: Tensor | None,
-) -> None:
-    """Compute the distillation loss of a layer; nothing flows back into the model but into its maps."""
-    if key.shape[-2] != query.shape[-2]:
-        raise ValueError(
-            "distillation must see whole sequences, got a cache with "
-            f"{key.shape[-2] - query.shape[-2]} earlier tokens: pass use_cache=False"
-        )
-    query, key, value, output = query.detach(), key.detach(), value.detach(), output.detach()
-    if layer.distillation_loss == "output_mse":
-        linear, _ = mapped_attention(
-            layer.query_map, layer.key_map, query, key, value, causal=causal, key_mask=key_mask
-        )
-        layer.loss, layer.kl = output_mse(linear, output.transpose(1, 2), row_mask=key_mask), None
-        return
-    heads = query.shape[1]
-    result = attention_cross_entropy(
-        query,
-        key,
-        layer.query_map(query),
-        layer.key_map(repeat_heads(key, heads)),
-        scale=scale,
-        causal=causal,
-        key_mask=key_mask,
-    )
-    layer.loss, layer.kl = result.cross_entropy, result.kl
