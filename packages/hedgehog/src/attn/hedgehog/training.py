@@ -54,7 +54,7 @@ class AttentionDistiller(TrainableStateModule):
 
     All layers learn from one forward pass: each returns its softmax output, so that every layer sees the activations of
     the original model, and only the maps have gradients. The loss is averaged over layers. The maps of the best
-    evaluation are kept at the end. Before and after the training, the model's modes and frozen weights are as they were.
+    evaluation are kept at the end, and the model's modes and frozen weights are then as they were before.
 
     The defaults are LoLCATs': AdamW at 1e-2 without weight decay, ten times less when ten evaluations in a row bring no
     improvement, at least 1e-5.
@@ -100,12 +100,20 @@ class AttentionDistiller(TrainableStateModule):
     def setup(self, stage: str) -> None:  # noqa: ARG002
         """Put the layers in mode ``"distill"`` and freeze all but the maps."""
         self._before = _ModelState.of(self.model)
-        self.model.requires_grad_(False).eval()
+        self.model.requires_grad_(False)
         for parameter in map_parameters(self.model):
             parameter.requires_grad_(True)
         for layer in self.layers:
             layer.mode = "distill"
             layer.distillation_objective = self.objective
+
+    def on_fit_start(self) -> None:
+        """Keep Lightning from warning of a model in evaluation mode, which it is put in next."""
+        self.model.train()
+
+    def on_train_start(self) -> None:
+        """Switch dropout off: the teacher is the model as it predicts."""
+        self.model.eval()
 
     def teardown(self, stage: str) -> None:  # noqa: ARG002
         """Give the model back as it came, but for the maps."""
@@ -128,25 +136,30 @@ class AttentionDistiller(TrainableStateModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Log ``eval_loss``, ``eval_kl`` (nats; not for ``"output_mse"``) and ``eval_loss/layer_<i>``."""
+        self._evaluate(batch, "eval")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """As `validation_step`, with names that begin with ``test``."""
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: Batch, stage: str) -> None:
         losses, weight = self.distillation_losses(batch), visible_tokens(batch)
         self.eval_loss.update(losses.mean(), weight)
-        self.log("eval_loss", self.eval_loss, prog_bar=True)
+        self.log(f"{stage}_loss", self.eval_loss, prog_bar=True)
         for number, (metric, loss) in enumerate(zip(self.layer_losses, losses, strict=True)):
             metric.update(loss, weight)  # type: ignore[operator]
-            self.log(f"eval_loss/layer_{number}", metric)  # type: ignore[arg-type]
+            self.log(f"{stage}_loss/layer_{number}", metric)  # type: ignore[arg-type]
         entropies = [layer.teacher_entropy for layer in self.layers if layer.teacher_entropy is not None]
         if entropies:
             self.eval_kl.update(losses.mean() - torch.stack(entropies).mean(), weight)
-            self.log("eval_kl", self.eval_kl)
-
-    test_step = validation_step
+            self.log(f"{stage}_kl", self.eval_kl)
 
     def on_validation_epoch_end(self) -> None:
         """Remember the maps if they are the best so far."""
-        if self.trainer.sanity_checking or (not self.trainer.training and not self.trainer.validating):
+        if self.trainer.sanity_checking or self.trainer.state.fn != "fit":
             return
         loss = float(self.eval_loss.compute())
-        if self.trainer.state.fn == "fit" and loss < self.best_loss:
+        if loss < self.best_loss:
             self.best_loss = loss
             self.best_maps = {
                 name: value.detach().clone() for name, value in self.named_parameters() if value.requires_grad
@@ -190,7 +203,7 @@ class Lora:
     """
 
     rank: int = 8
-    alpha: float = 16
+    alpha: int = 16
     dropout: float = 0.0
     targets: list[str] | None = None
 
@@ -299,7 +312,7 @@ def add_lora(model: nn.Module, lora: Lora) -> nn.Module:
     targets = ATTENTION_PROJECTIONS[model_type] if lora.targets is None else lora.targets
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
         fan_in_fan_out=model_type == "gpt2",
