@@ -123,34 +123,29 @@ def set_mode(model: nn.Module, mode: Mode) -> None:
 def lora_config(
     model: nn.Module, *, rank: int = 8, alpha: int = 16, dropout: float = 0.0, **options: Any
 ) -> LoraConfig:
-    """PEFT's configuration for stage two: LoRA on the query, key, value and output projections of converted layers.
+    """PEFT's configuration for stage two: LoRA on the query, key, value and output projections of self-attention.
 
-    The maps are trained and saved beside the adapters (PEFT's ``modules_to_save``). Use it as
-    ``peft.get_peft_model(model, lora_config(model))``.
+    ``peft.get_peft_model(model, lora_config(model))`` then trains and saves the maps beside the adapters.
 
     Args:
-        model: a converted model.
+        model: a model whose self-attention is one of `ARCHITECTURES`, converted or, for the softmax baseline, not.
         rank: the paper's for Llama-2 is 8.
         alpha: the paper's is 16.
         dropout: of LoRA; LoLCATs' is 0.
-        options: more of `peft.LoraConfig`.
+        options: more of `peft.LoraConfig`, such as task_type.
 
     Raises:
-        ValueError: if the model is not converted.
+        TypeError: if the model is of another class.
     """
-    hedgehog_layers(model)
-    attentions = [(name, module) for name, module in model.named_modules() if hasattr(module, "hedgehog")]
-    targets = [target for name, module in attentions for target in projection_names(name, module)]
-    conv1d = any(type(module).__name__ == "GPT2Attention" for _, module in attentions)
-    return LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=targets,
-        modules_to_save=["query_map", "key_map"],
-        fan_in_fan_out=conv1d,
-        **options,
-    )
+    found = self_attentions(model).values()
+    if not found:
+        raise _unknown_class(model)
+    defaults: dict[str, Any] = {
+        "target_modules": [target for name, module in found for target in projection_names(name, module)],
+        "modules_to_save": ["query_map", "key_map"],
+        "fan_in_fan_out": any(type(module).__name__ == "GPT2Attention" for _, module in found),
+    }
+    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, **defaults | options)
 
 
 def _check_convertible(model: PreTrainedModel) -> dict[int, tuple[str, Any]]:
@@ -161,11 +156,13 @@ def _check_convertible(model: PreTrainedModel) -> dict[int, tuple[str, Any]]:
         raise ValueError("model must be unconverted, got one that is converted already: revert it first")
     found = self_attentions(model)
     if not found or any(module.config is not model.config for _, module in found.values()):
-        raise TypeError(
-            f"model must have self-attention of one of the classes {', '.join(ARCHITECTURES)}, "
-            f"got {type(model).__name__}"
-        )
+        raise _unknown_class(model)
     return found
+
+
+def _unknown_class(model: nn.Module) -> TypeError:
+    accepted = ", ".join(ARCHITECTURES)
+    return TypeError(f"model must have self-attention of one of the classes {accepted}, got a {type(model).__name__}")
 
 
 def _converted_attention(module: Any, feature_map: str, options: dict[str, Any]) -> ConvertedAttention:

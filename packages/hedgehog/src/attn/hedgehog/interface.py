@@ -89,9 +89,11 @@ def register(softmax: str) -> str:
     return name
 
 
-def layer_mask(softmax: str, **arguments: Any) -> LayerMask:
+def layer_mask(softmax: str, **arguments: Any) -> Any:
     """The mask function: defers to each layer's need."""
-    return LayerMask(softmax, arguments)
+    mask = LayerMask(softmax, arguments)
+    # An offset in a tensor comes from a static cache, which serves softmax layers alone and wants its mask beforehand.
+    return mask.softmax_mask() if isinstance(arguments["q_offset"], Tensor) else mask
 
 
 def attention(

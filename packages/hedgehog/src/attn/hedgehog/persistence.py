@@ -33,7 +33,7 @@ def from_pretrained(name_or_path: str | PathLike[str], **options: Any) -> PreTra
     del config.hedgehog
     config._attn_implementation = options.pop("attn_implementation", None)
     model_class: type[PreTrainedModel] = getattr(transformers, config.architectures[0])
-    model, report = _converted_class(model_class, record).from_pretrained(
+    model, report = _converted_class(model_class, record).from_pretrained(  # type: ignore[misc]
         name_or_path, config=config, output_loading_info=True, use_safetensors=True, **options
     )
     model.__class__ = model_class
