@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from attn.hedgehog.attention import ConvertedAttention, LinearAttention, hedgehog_layers
+from attn.hedgehog.attention import ConvertedAttention, LinearAttention, hedgehog_layers, repeat_heads
 from attn.hedgehog.feature_maps import FEATURE_MAPS, EluFeatureMap, TaylorFeatureMap, query_key_maps
-from attn.hedgehog.losses import attention_cross_entropy, output_mse, repeat_heads
+from attn.hedgehog.losses import attention_cross_entropy, output_mse
 
 HEADS, HEAD_DIM, TOKENS, VALUE_DIM = 4, 3, 9, 2
 
@@ -34,6 +34,8 @@ def equation(layer, query, key, value, causal, key_mask=None):
     for b in range(query.shape[0]):
         for h in range(HEADS):
             for i in range(query.shape[2]):
+                if key_mask is not None and not key_mask[b, i]:
+                    continue  # the row of a token that is not there is zero
                 numerator, denominator = torch.zeros(VALUE_DIM, dtype=torch.float64), 1e-12
                 for j in range(i + 1 if causal else key.shape[2]):
                     if key_mask is None or key_mask[b, j]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from attn.core_kernels import LinearState, linear_attention, linear_attention_step
 from attn.hedgehog.feature_maps import FeatureMap
-from attn.hedgehog.losses import attention_cross_entropy, output_mse, repeat_heads
+from attn.hedgehog.losses import attention_cross_entropy, output_mse
 
 Mode = Literal["softmax", "distill", "linear"]
 Objective = Literal["cross_entropy", "output_mse"]
@@ -57,7 +57,8 @@ class LinearAttention(nn.Module):
                 belong to query heads.
             value: ``[batch, key_value_heads, tokens, value_dim]``.
             causal: each token sees itself and those before it; otherwise all tokens see all.
-            key_mask: ``[batch, tokens]``, True where a key is visible; None is everywhere.
+            key_mask: ``[batch, tokens]``, True where a token is visible; None is everywhere. The rows of the others
+                are zero.
             positions: of the tokens, ``[tokens]`` or ``[batch, tokens]``, for maps that use them; must be given with a
                 state then.
             state: sums over the tokens before these; only with causal.
@@ -75,20 +76,13 @@ class LinearAttention(nn.Module):
             raise ValueError("positions must be given with a state to a map that uses them, got None")
         key, value = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])
         query_features, key_features = self.query_map(query, positions), self.key_map(key, positions)
-        summed = value.to(query_features.dtype)
         if not causal:
-            return linear_attention(query_features, key_features, summed, causal=False, key_mask=key_mask).to(
-                value.dtype
-            ), None
+            return linear_attention(query_features, key_features, value, causal=False, key_mask=key_mask), None
         if state is not None and query.shape[-2] == 1:
             if key_mask is not None:
                 key_features = key_features * key_mask[:, None, :, None]
-            out, state = linear_attention_step(query_features, key_features, summed, state)
-        else:
-            out, state = linear_attention(
-                query_features, key_features, summed, causal=True, key_mask=key_mask, state=state, return_state=True
-            )
-        return out.to(value.dtype), state
+            return linear_attention_step(query_features, key_features, value, state)
+        return linear_attention(query_features, key_features, value, key_mask=key_mask, state=state, return_state=True)
 
 
 class ConvertedAttention(LinearAttention):
@@ -179,8 +173,7 @@ class ConvertedAttention(LinearAttention):
             self.distillation_loss = output_mse(out, teacher_output.detach(), row_mask=key_mask)
             self.teacher_entropy = None
             return
-        key = repeat_heads(key, query.shape[1])
-        features = self.query_map(query, positions), self.key_map(key, positions)
+        features = self.query_map(query, positions), self.key_map(repeat_heads(key, query.shape[1]), positions)
         rows = attention_cross_entropy(query, key, *features, scale=scale, causal=causal, key_mask=key_mask)
         self.distillation_loss, self.teacher_entropy = rows
 
@@ -202,6 +195,18 @@ def softmax_attention(
     if causal:
         visible = visible & torch.ones(visible.shape[-2:], dtype=torch.bool, device=query.device).tril()
     return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=scale)
+
+
+def repeat_heads(x: Tensor, heads: int) -> Tensor:
+    """Repeat each key/value head for its group of query heads: ``[batch, heads, tokens, width]``.
+
+    Raises:
+        ValueError: if heads is no multiple of x's.
+    """
+    groups, rest = divmod(heads, x.shape[1])
+    if rest:
+        raise ValueError(f"heads must be a multiple of the {x.shape[1]} key/value heads, got {heads}")
+    return x if groups == 1 else x.repeat_interleave(groups, dim=1)
 
 
 def hedgehog_layers(model: nn.Module) -> list[ConvertedAttention]:

@@ -55,13 +55,7 @@ def attention_cross_entropy(
         Means in float32 (float64 for float64); both are 0 if no row is visible.
     """
     rows = mimicry_cross_entropy(
-        query.detach(),
-        repeat_heads(key.detach(), query.shape[1]),
-        query_features,
-        key_features,
-        scale=scale,
-        causal=causal,
-        key_mask=key_mask,
+        query, key, query_features, key_features, scale=scale, causal=causal, key_mask=key_mask
     )
     return AttentionCrossEntropy(
         _mean_over_rows(rows.cross_entropy, key_mask), _mean_over_rows(rows.teacher_entropy, key_mask).detach()
@@ -88,18 +82,6 @@ def output_mse(
         )
     squares = (output.float() if output.dtype.itemsize < 4 else output).sub(teacher_output).square().mean(dim=-1)
     return factor * _mean_over_rows(squares, row_mask)
-
-
-def repeat_heads(x: Tensor, heads: int) -> Tensor:
-    """Repeat each key/value head for its group of query heads: ``[batch, heads, tokens, width]``.
-
-    Raises:
-        ValueError: if heads is no multiple of x's.
-    """
-    groups, rest = divmod(heads, x.shape[1])
-    if rest:
-        raise ValueError(f"heads must be a multiple of the {x.shape[1]} key/value heads, got {heads}")
-    return x if groups == 1 else x.repeat_interleave(groups, dim=1)
 
 
 def _mean_over_rows(rows: Tensor, row_mask: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 
 from attn.hedgehog.attention import ConvertedAttention, Objective, hedgehog_layers
 from attn.hedgehog.feature_maps import FeatureMap
@@ -28,6 +28,12 @@ class TrainableStateModule(LightningModule):
     """A module whose checkpoints hold what is trained, and not the frozen weights that its constructor gives."""
 
     strict_loading = False
+
+    def on_validation_epoch_start(self) -> None:
+        """Start all metrics anew: `Trainer.validate` leaves states of its inference mode, which a fit cannot update."""
+        for metric in self.modules():
+            if isinstance(metric, Metric):
+                metric.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen weights out."""
@@ -161,8 +167,9 @@ class AttentionDistiller(TrainableStateModule):
         loss = float(self.eval_loss.compute())
         if loss < self.best_loss:
             self.best_loss = loss
+            trained = self._trained_names()
             self.best_maps = {
-                name: value.detach().clone() for name, value in self.named_parameters() if value.requires_grad
+                name: value.detach().clone() for name, value in self.named_parameters() if name in trained
             }
 
     def on_train_end(self) -> None:
@@ -179,6 +186,10 @@ class AttentionDistiller(TrainableStateModule):
         """Take up the maps, and the best of them so far."""
         super().on_load_checkpoint(checkpoint)
         self.best_loss, self.best_maps = checkpoint["best_loss"], checkpoint["best_maps"]
+
+    def _trained_names(self) -> set[str]:
+        maps = {id(parameter) for parameter in map_parameters(self.model)}
+        return {name for name, parameter in self.named_parameters() if id(parameter) in maps}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on the maps; with a validation split, a learning rate that falls on a plateau of ``eval_loss``."""
