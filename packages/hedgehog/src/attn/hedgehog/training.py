@@ -1,7 +1,7 @@
 """The two stages of the paper as Lightning modules: attention distillation, and training with the task's loss."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -259,8 +259,8 @@ class HedgehogFinetune(TrainableStateModule):
             parameter.requires_grad_(train_maps)
         self.lr, self.map_lr, self.weight_decay, self.schedule = lr, map_lr, weight_decay, schedule
         self.eval_loss, self.test_loss = MeanMetric(), MeanMetric()
-        self.eval_metrics = None if metrics is None else metrics.clone(prefix="eval_")
-        self.test_metrics = None if metrics is None else metrics.clone(prefix="test_")
+        self.eval_metrics = None if metrics is None else cast(TaskMetrics, metrics.clone(prefix="eval_"))
+        self.test_metrics = None if metrics is None else cast(TaskMetrics, metrics.clone(prefix="test_"))
 
     def on_fit_start(self) -> None:
         """Switch dropout on: Lightning leaves a model in evaluation mode if that is how it was loaded."""
@@ -328,7 +328,7 @@ def add_lora(model: nn.Module, lora: Lora) -> nn.Module:
         target_modules=targets,
         fan_in_fan_out=model_type == "gpt2",
     )
-    return get_peft_model(model, config)  # type: ignore[arg-type]
+    return get_peft_model(model, config)
 
 
 def map_parameters(model: nn.Module) -> list[nn.Parameter]:
