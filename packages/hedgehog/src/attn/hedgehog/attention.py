@@ -1,6 +1,6 @@
 """Linear attention with feature maps (section 3 of the paper), and the layer that learns it from softmax attention."""
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,12 +77,19 @@ class LinearAttention(nn.Module):
         key, value = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])
         query_features, key_features = self.query_map(query, positions), self.key_map(key, positions)
         if not causal:
-            return linear_attention(query_features, key_features, value, causal=False, key_mask=key_mask), None
+            out = linear_attention(query_features, key_features, value, causal=False, key_mask=key_mask)
+            return cast(Tensor, out), None
         if state is not None and query.shape[-2] == 1:
             if key_mask is not None:
-                key_features = key_features * key_mask[:, None, :, None]
+                hidden = ~key_mask[:, None, :, None]
+                query_features, key_features, value = (
+                    x.masked_fill(hidden, 0) for x in (query_features, key_features, value)
+                )
             return linear_attention_step(query_features, key_features, value, state)
-        return linear_attention(query_features, key_features, value, key_mask=key_mask, state=state, return_state=True)
+        result = linear_attention(
+            query_features, key_features, value, key_mask=key_mask, state=state, return_state=True
+        )
+        return cast(tuple[Tensor, LinearState], result)
 
 
 class ConvertedAttention(LinearAttention):

@@ -399,7 +399,7 @@ class _RecallExamples(Dataset[Any]):
 
     def __getitems__(self, items: Sequence[int]) -> Batch:
         first, stop = min(items), max(items) + 1
-        drawn = packed_recall(stop - first, index=first, split=self.split, **self.task)  # type: ignore[arg-type]
+        drawn = packed_recall(stop - first, index=first, split=self.split, **self.task)
         rows = torch.tensor(items) - first
         return {name: getattr(drawn, name)[rows] for name in ("key_ids", "value_ids", "labels")}
 

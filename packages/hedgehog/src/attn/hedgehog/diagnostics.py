@@ -1,5 +1,7 @@
 """What makes attention weights good (section 3.2 of the paper: spiky and monotone), and what makes training fail."""
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -67,9 +69,10 @@ def smallest_normalizer(
         key_mask: ``[batch, tokens]``, False at padding, whose keys and rows count for nothing.
     """
     ones = torch.ones_like(key_features[..., :1])
-    normalizers = linear_attention(
+    products = linear_attention(
         query_features.detach(), key_features.detach(), ones, causal=causal, normalize=False, key_mask=key_mask
-    ).squeeze(-1)
+    )
+    normalizers = cast(Tensor, products).squeeze(-1)
     if key_mask is not None:
         normalizers = normalizers.masked_fill(~key_mask.unsqueeze(1), torch.inf)
     return normalizers.amin(dim=(0, 2))

@@ -1,6 +1,6 @@
 """A small causal Transformer for packed associative recall, with softmax or linear attention (tables 2 and 3)."""
 
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +98,7 @@ class RecallModel(nn.Module):
     def convert(self, feature_map: str = "hedgehog", **map_options: Any) -> Self:
         """Replace every softmax attention by linear attention with new maps, in place; weights stay."""
         for block in self.blocks:
-            attention = block.attention
+            attention = cast(RecallBlock, block).attention
             heads, head_dim = attention.heads, attention.query.out_features // attention.heads
             maps = query_key_maps(feature_map, heads, head_dim, **map_options)
             attention.mixer = ConvertedAttention(*maps).to(attention.query.weight)
@@ -115,7 +115,7 @@ class RecallModel(nn.Module):
         x = self.key_embedding(key_ids) + self.value_embedding(value_ids)
         logits = self.head(self.norm(self.blocks(x)))
         loss = None if labels is None else nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        return TokenClassifierOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
+        return TokenClassifierOutput(loss=loss, logits=logits)
 
 
 def rotate(x: Tensor, base: float = 10000.0) -> Tensor:
