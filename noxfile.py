@@ -154,10 +154,11 @@ def train_mini(session: nox.Session) -> None:
     session.run("python", "-m", "attn.shared_eval.models", "train", *session.posargs)
 
 
-@nox.session(venv_backend="none")
+@nox_uv.session(uv_groups=["lint"])
 def new_paper(session: nox.Session) -> None:
-    """Start the package of a paper: `-- my-paper` makes packages/my-paper, with passing tests and an unmeasured ledger."""
-    session.run("python", "ci/new_paper.py", *session.posargs, external=True)
+    """Start a package for a paper: `-- my-paper`; its tests pass at once, and its ledger says not run."""
+    session.run("python", "ci/new_paper.py", *session.posargs)
+    session.notify("pages", posargs=[])
 
 
 if __name__ == "__main__":
