@@ -15,8 +15,7 @@ def main() -> None:
     if not place.is_relative_to(sys.prefix):
         sys.exit(f"attn.hedgehog must come from a wheel in {sys.prefix}, got {place}")
     torch.manual_seed(0)
-    size = {"vocab_size": 100, "max_position_embeddings": 64}
-    bert = BertConfig(**size, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+    bert = BertConfig(vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
     gpt2 = GPT2Config(vocab_size=100, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
     tokens = torch.arange(1, 21).reshape(2, 10)
     for model in (BertForSequenceClassification(bert), GPT2LMHeadModel(gpt2)):

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 
 def count(paths: list[str]) -> dict[str, int]:
-    """Tests passed, failed (errors included) and skipped in all files; a file that cannot be read counts as one failure."""
+    """Tests passed, failed (errors included) and skipped in all files; an unreadable file counts as a failure."""
     counts = {"passed": 0, "failed": 0, "skipped": 0}
     for path in paths:
         try:
