@@ -60,6 +60,16 @@ def reproduce(session: nox.Session) -> None:
     for paper in PAPERS:
         session.notify(f"reproduce-{paper}", posargs=session.posargs)
     session.notify("pages", posargs=[])
+    session.notify("summary", posargs=[])
+
+
+@nox_uv.session(uv_packages=["attn-shared-eval"])
+def summary(session: nox.Session) -> None:
+    """One table of the verdicts in results/, of all papers that were reproduced here."""
+    folders = [path.parent.as_posix() for path in sorted(Path("results").glob("*/*/report.json"))]
+    if not folders:
+        session.skip("results/ holds no report yet")
+    session.run("python", "-m", "attn.shared_eval.claims", "summary", *folders)
 
 
 @nox_uv.session(uv_packages=["attn-shared-eval"])
@@ -145,7 +155,7 @@ def kernels_gpu(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Time and memory of every operator beside what one would use instead: CSV and plots; `--no-venv` as above."""
-    with_installed_torch(session, "python", "core-kernels/benchmarks/run.py", *session.posargs)
+    with_installed_torch(session, "python", "core-kernels/benchmarks/measure.py", *session.posargs)
 
 
 @nox_uv.session(uv_all_packages=True, uv_all_extras=True)
