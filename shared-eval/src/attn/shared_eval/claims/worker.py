@@ -216,8 +216,9 @@ def _seed(seed: int) -> None:
     np.random.seed(seed)
     torch.manual_seed(seed)
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    # Filling fresh memory with NaN is for tests; here it would cost an import of Inductor and time.
+    # What use_deterministic_algorithms sets, without the 5 s that its import of Inductor takes.
+    torch.set_deterministic_debug_mode("error")
+    # Filling fresh memory with NaN is for tests; here it would cost time, and that import again.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
 
