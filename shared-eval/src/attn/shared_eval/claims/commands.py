@@ -18,6 +18,7 @@ from attn.shared_eval.claims import repinning, runner
 from attn.shared_eval.claims import report as reporting
 from attn.shared_eval.claims.experiment import Tier
 from attn.shared_eval.claims.ledger import LedgerError
+from attn.shared_eval.claims.pages import PageError
 from attn.shared_eval.claims.runner import Request, UsageError
 
 __all__ = ["main"]
@@ -101,7 +102,11 @@ def pages(*, root: Path = Path(), check: bool = False) -> int:
     console = _console()
     stale = rendering.render(root, write=not check)
     for path in stale:
-        console.print(f"{path}: {'stale: run nox -s pages' if check else 'rendered'}", soft_wrap=True, highlight=False)
+        console.print(
+            f"{path}: {'stale: render it with the command pages' if check else 'rendered'}",
+            soft_wrap=True,
+            highlight=False,
+        )
     return 1 if check and stale else 0
 
 
@@ -144,7 +149,7 @@ def main(args: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(args)
     try:
         return commands[chosen.command](**chosen[chosen.command].as_dict())
-    except (LedgerError, UsageError) as error:
+    except (LedgerError, PageError, UsageError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:

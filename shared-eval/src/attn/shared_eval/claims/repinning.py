@@ -71,13 +71,15 @@ def repin(path: Path, report: Report, results: Path, console: Console) -> None:
             table["note"] = judgement.reason
             console.print(f'{path}: claim "{claim.id}": {report.tier}.note: add what was tried', soft_wrap=True)
         if judgement.figures:
-            for name in ("pins", "measured"):
-                if name not in table:
-                    table[name] = tomlkit.table()
+            new = [name for name in ("pins", "measured") if name not in table]
+            for name in new:
+                table[name] = tomlkit.table()
             _update(
                 table["pins"], {name: _pin(path, measured, name, tier.tolerance.get(name)) for name in tier.figures}
             )
             _update(table["measured"], _measured(report, measured))
+            if "measured" in new:
+                table["measured"].add(tomlkit.nl())
     write_whole(path, tomlkit.dumps(document))
     load(path)
     for name in dict.fromkeys(name for claim in report.claims for name in claim.plots):

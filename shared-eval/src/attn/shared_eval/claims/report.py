@@ -13,7 +13,7 @@ from rich.text import Text
 from attn.shared_eval.claims.experiment import Tier
 from attn.shared_eval.claims.files import write_whole
 from attn.shared_eval.claims.ledger import Judge, Published, Verdict
-from attn.shared_eval.claims.verdict import Judgement
+from attn.shared_eval.claims.verdict import VERDICTS, Judgement
 
 __all__ = [
     "ClaimReport",
@@ -219,7 +219,7 @@ def print_summary(folders: Sequence[Path], console: Console) -> int:
         The exit code for all: 2 if a report is missing or unreadable, else 1, else 3, as `Report.exit_code` has them.
     """
     table = Table(title="claims of all papers")
-    for column in ("paper", "tier", *_COLORS, "worse than recorded", "time"):
+    for column in ("paper", "tier", *VERDICTS, "worse than recorded", "time"):
         table.add_column(column, justify="left" if column in ("paper", "tier", "worse than recorded") else "right")
     codes = []
     for folder in folders:
@@ -231,7 +231,7 @@ def print_summary(folders: Sequence[Path], console: Console) -> int:
             continue
         verdicts = [claim.judgement.verdict for claim in report.claims]
         regressed = ", ".join(claim.id for claim in report.claims if claim.worse)
-        counts = [str(verdicts.count(verdict)) for verdict in _COLORS]  # type: ignore[arg-type]
+        counts = [str(verdicts.count(verdict)) for verdict in VERDICTS]
         table.add_row(report.paper, report.tier, *counts, Text(regressed or "-"), f"{report.seconds:.0f} s")
         codes.append(report.exit_code)
     console.print(table)

@@ -14,7 +14,7 @@ nothing.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,7 +23,10 @@ from attn.shared_eval.claims.ledger import MiniTier, PaperTier, Pin, Verdict
 from attn.shared_eval.claims.statistics import Estimate, t_interval
 from attn.shared_eval.claims.store import Record
 
-__all__ = ["Check", "Judgement", "PinCheck", "judge", "worse"]
+__all__ = ["VERDICTS", "Check", "Judgement", "PinCheck", "judge", "worse"]
+
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+"""From best to worst; "not run" is no worse than any."""
 
 _RANK = {"holds": 0, "drifted": 1, "fails": 2}
 
