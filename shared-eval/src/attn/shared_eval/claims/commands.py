@@ -102,11 +102,8 @@ def pages(*, root: Path = Path(), check: bool = False) -> int:
     console = _console()
     stale = rendering.render(root, write=not check)
     for path in stale:
-        console.print(
-            f"{path}: {'stale: render it with the command pages' if check else 'rendered'}",
-            soft_wrap=True,
-            highlight=False,
-        )
+        state = "stale: render it with the command pages" if check else "rendered"
+        console.print(f"{path}: {state}", soft_wrap=True, highlight=False)
     return 1 if check and stale else 0
 
 

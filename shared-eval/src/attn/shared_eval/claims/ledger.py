@@ -161,7 +161,7 @@ class Target(_Table):
 
 class _Measurable(_Table):
     metric: Text
-    seeds: Annotated[int, Field(ge=1)] | list[Annotated[int, Field(ge=0)]] = 1
+    seeds: int | list[int] = 1
     """A number n, for seeds 0 to n - 1, or a list of seeds."""
     verdict: Verdict = "not run"
     """The recorded verdict."""
@@ -172,11 +172,13 @@ class _Measurable(_Table):
     pins: dict[FigureName, Pin] = Field(default_factory=dict)
     measured: Measured | None = None
 
-    @field_validator("seeds")
+    @field_validator("seeds", mode="before")
     @classmethod
-    def _distinct(cls, seeds: int | list[int]) -> int | list[int]:
-        if isinstance(seeds, list) and (not seeds or len(set(seeds)) < len(seeds)):
-            raise ValueError(f"seeds must be different from one another and at least one, got {seeds}")
+    def _usable(cls, seeds: object) -> object:
+        numbers = seeds if isinstance(seeds, list) else [seeds]
+        whole = all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers)
+        if not numbers or not whole or len(set(numbers)) < len(numbers) or seeds == 0:
+            raise ValueError(f"must be a positive number, or a list of different numbers of at least 0, got {seeds!r}")
         return seeds
 
     @property

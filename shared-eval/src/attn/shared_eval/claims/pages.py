@@ -46,8 +46,8 @@ class _Source:
 def render(root: Path, *, write: bool = True) -> list[Path]:
     """Render every page that the ledgers of ``packages/*`` make.
 
-    These are the README of each paper, ``docs/results.md``, ``docs/papers/<paper>.md``, and the README of the root if it
-    has markers. A page of ``docs/`` that does not exist is made.
+    These are the README of each paper, ``docs/results.md``, ``docs/papers/<paper>.md``, and the README of the root if
+    it has markers. A page that does not exist is made.
 
     Args:
         root: the repository.
@@ -95,8 +95,8 @@ def _readme(source: _Source) -> str:
 
 def _results(sources: Sequence[_Source]) -> str:
     parts = [
-        "Every claim with the figure that the paper gives and the one that was measured: the mean over the seeds with its 95 % "
-        "t-interval. Figures marked *unverified* were not read in the paper itself."
+        "Every claim with the figure that the paper gives and the one that was measured: the mean over the seeds with "
+        "its 95 % t-interval. Figures marked *unverified* were not read in the paper itself."
     ]
     for source in sources:
         parts += [
@@ -157,13 +157,10 @@ def _measured(tier: MiniTier | PaperTier) -> tuple[str, str]:
     """Cells of our figures and of the control."""
     control = []
     if isinstance(tier, MiniTier):
-        names = [
-            name for key, inequality in tier.inequalities if key.startswith("control") for name in inequality.figures
-        ]
-        control = [f"`{text}`" for text in tier.control]
-        control += [
-            _pin_text(tier, name) for name in dict.fromkeys(names) if name in tier.pins and name not in tier.show
-        ]
+        controls = [inequality for key, inequality in tier.inequalities if key.startswith("control")]
+        names = dict.fromkeys(name for inequality in controls for name in inequality.figures)
+        control = [f"`{inequality.text}`" for inequality in controls]
+        control += [_pin_text(tier, name) for name in names if name in tier.pins and name not in tier.show]
     ours = [_pin_text(tier, name) for name in tier.show if name in tier.pins]
     return cell(*(ours or ["-"])), cell(*(control or ["-"]))
 
