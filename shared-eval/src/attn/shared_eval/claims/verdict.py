@@ -175,9 +175,10 @@ def _pin_check(name: str, pin: Pin, figures: Mapping[str, Estimate]) -> PinCheck
 
 
 def _data_drift(pinned: Mapping[str, str], records: Sequence[Record]) -> list[str]:
-    seen = {name: value for record in records for name, value in record.data.items()}
-    return [
-        f"drifted {name}: its fingerprint is {seen.get(name, 'absent')[:12]}, pinned {pinned.get(name, 'none')[:12]}"
-        for name in sorted({*pinned, *seen})
-        if seen.get(name) != pinned.get(name)
-    ]
+    drift = []
+    for name in sorted({*pinned, *(name for record in records for name in record.data)}):
+        seen = sorted({record.data[name] for record in records if name in record.data})
+        if seen != [pinned.get(name)]:
+            have = " and ".join(fingerprint[:12] for fingerprint in seen) or "absent"
+            drift.append(f"drifted {name}: its fingerprint is {have}, pinned {pinned.get(name, 'none')[:12]}")
+    return drift
