@@ -33,12 +33,8 @@ def verdict(toy):
         text = claim or toy.mini("half", **{"pinned": PINNED, "seeds": len(records), **changes})
         (stated,) = load(toy.write(text)).claim
         tier = stated.mini or stated.paper
-        return judge(
-            tier,
-            range(len(records)),
-            [record(item) if isinstance(item, dict) else item for item in records],
-            pinned=pinned,
-        )
+        full = [record(item) if isinstance(item, dict) else item for item in records]
+        return judge(tier, range(len(records)), full, pinned=pinned)
 
     return on
 

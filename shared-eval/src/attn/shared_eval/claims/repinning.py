@@ -66,7 +66,8 @@ def repin(path: Path, report: Report, results: Path, console: Console) -> None:
         if tier is None or judgement.verdict == "not run":
             continue
         table = tables[claim.id][report.tier]
-        table["verdict"] = judgement.verdict
+        if table.get("verdict") != judgement.verdict:
+            table["verdict"] = judgement.verdict
         if judgement.verdict == "fails" and tier.note is None:
             table["note"] = judgement.reason
             console.print(f'{path}: claim "{claim.id}": {report.tier}.note: add what was tried', soft_wrap=True)
