@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-LIMIT_SECONDS = 100
+LIMIT_SECONDS = 300
 
 
 def wait_for(condition):
@@ -59,5 +60,6 @@ def test_a_killed_run_leaves_no_process_and_resumes_without_repeating_what_is_fi
     (claim,) = json.loads((runs.parents[1] / "report.json").read_text())["claims"]
     figures = {name: figure["values"] for name, figure in claim["judgement"]["figures"].items()}
     assert figures["start"] == [0, 7, 0]  # seed 1 went on from its checkpoint
-    assert figures["value"] == pytest.approx([1.5409960746765137, 0.6614517569541931, 0.3922339677810669])
+    generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    assert figures["value"] == [torch.randn((), generator=generator).item() for generator in generators]
     assert not list(runs.glob("*/work"))

@@ -47,6 +47,10 @@ def test_a_ledger_keeps_what_it_says(toy):
         ({"show": ["not a name"]}, r"mini.show\[0\]: string should match"),
         ({"tolerance": {"method": -1.0}}, "mini.tolerance.method: input should be greater than or equal to 0"),
         (
+            {"tolerance": {"methd": 1.0}},
+            "mini.tolerance.methd: must be a figure that is pinned: method, baseline",
+        ),
+        (
             {"verdict": "holds", "pinned": ("method", "baseline")},
             r"mini.pins.shuffled: missing pin, needed by mini.control\[0\]",
         ),
@@ -70,7 +74,7 @@ def test_a_ledger_keeps_what_it_says(toy):
     ],
 )
 def test_a_mistake_is_named_with_file_claim_and_key(toy, changes, says):
-    path = toy.write(toy.mini("fine"), toy.mini("half", **changes))
+    path = toy.write(toy.mini("fine", experiment="thirds"), toy.mini("half", **changes))
     with pytest.raises(LedgerError, match=f'^{re.escape(str(path))}: claim "half": {says}') as caught:
         load(path)
     assert str(caught.value).count("\n") == 0
@@ -136,3 +140,10 @@ def test_an_unknown_claim_is_named_with_those_that_exist(toy):
 def test_pins_may_be_missing_where_they_are_to_be_written(toy):
     path = toy.write(toy.mini("half", verdict="holds"))
     assert load(path, need_pins=False).claim[0].mini.pins == {}
+
+
+def test_claims_that_share_an_experiment_share_its_seeds(toy):
+    says = 'claim "two": mini.seeds: must be those of claim "one", which shares its experiment'
+    with pytest.raises(LedgerError, match=says):
+        load(toy.write(toy.mini("one"), toy.mini("two", seeds=3)))
+    load(toy.write(toy.mini("one"), toy.mini("two", seeds=3, experiment="other")))

@@ -100,9 +100,10 @@ def test_a_note_is_kept(toy):
     assert repin(toy, measured(toy, verdict="fails", reason="r"))[0].mini.note == "tried much"
 
 
-def test_a_claim_that_could_not_run_keeps_its_pins(toy):
+@pytest.mark.parametrize("verdict", ["not run", "fails"])
+def test_a_claim_without_figures_keeps_its_pins(toy, verdict):
     old = toy.write(toy.mini("half", ("method", "baseline", "shuffled"))).read_text()
-    repin(toy, measured(toy, verdict="not run", figures={}))
+    repin(toy, measured(toy, verdict=verdict, figures={}))
     assert toy.ledger.read_text() == old
 
 

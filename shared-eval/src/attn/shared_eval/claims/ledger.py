@@ -60,8 +60,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from attn.shared_eval.claims.expectation import Inequality, parse
 from attn.shared_eval.claims.experiment import Tier
@@ -86,6 +85,7 @@ Verdict = Literal["holds", "drifted", "fails", "not run"]
 Judge = Literal["every seed", "interval"]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 FigureName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Expectation = Annotated[str, AfterValidator(lambda text: parse(text).text)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Tolerance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -162,7 +162,7 @@ class Target(_Table):
 class _Measurable(_Table):
     metric: Text
     seeds: int | list[int] = 1
-    """A number n, for seeds 0 to n - 1, or a list of seeds."""
+    """A number n, for seeds 0 to n - 1, or a list of seeds; the same for all claims of an experiment."""
     verdict: Verdict = "not run"
     """The recorded verdict."""
     note: Text | None = None
@@ -191,9 +191,9 @@ class MiniTier(_Measurable):
     """A claim's experiment at a scale of seconds on a CPU."""
 
     experiment: FigureName
-    expect: Annotated[list[Text], Field(min_length=1)]
+    expect: Annotated[list[Expectation], Field(min_length=1)]
     """Inequalities over figures; all must hold."""
-    control: Annotated[list[Text], Field(min_length=1)]
+    control: Annotated[list[Expectation], Field(min_length=1)]
     """Inequalities that hold exactly when the negative control does not show the effect."""
     judge: Judge
     """Whether an inequality must hold on every seed, or the lower end of the 95 % interval of its mean margin must."""
@@ -309,6 +309,7 @@ def load(path: Path, *, need_pins: bool = True) -> Ledger:
         for key, text in _problems(claim, need_pins)
     ]
     ids = [claim.id for claim in ledger.claim]
+    problems += [f"{path}: {text}" for text in _unlike_seeds(ledger)]
     problems += [f'{path}: claim "{name}": id: must be unique' for name in dict.fromkeys(ids) if ids.count(name) > 1]
     if problems:
         raise LedgerError("\n".join(problems))
@@ -319,27 +320,30 @@ def _problems(claim: Claim, need_pins: bool) -> Iterator[tuple[str, str]]:
     """What a schema cannot say: pairs of key and explanation."""
     if claim.mini is None and claim.paper is None:
         yield "mini", "missing: a claim needs a section mini or paper"
-    if claim.mini is not None:
-        broken = list(_unparsable(claim.mini))
-        yield from broken
-        if need_pins and not broken:
-            yield from _unpinned("mini", claim.mini)
-        if len(claim.mini.seed_list) < 2:
-            yield "mini.seeds", f"must be at least two seeds, got {claim.mini.seeds}"
-    if need_pins and claim.paper is not None:
-        yield from _unpinned("paper", claim.paper)
+    if claim.mini is not None and len(claim.mini.seed_list) < 2:
+        yield "mini.seeds", f"must be at least two seeds, got {claim.mini.seeds}"
     for name, tier in (("mini", claim.mini), ("paper", claim.paper)):
-        if tier is not None and tier.verdict == "fails" and tier.note is None:
+        if tier is None:
+            continue
+        if tier.verdict == "fails" and tier.note is None:
             yield f"{name}.note", 'missing: the recorded verdict "fails" needs a note of what was tried'
+        for figure in tier.tolerance:
+            if figure not in tier.figures:
+                yield f"{name}.tolerance.{figure}", f"must be a figure that is pinned: {', '.join(tier.figures)}"
+        if need_pins:
+            yield from _unpinned(name, tier)
 
 
-def _unparsable(tier: MiniTier) -> Iterator[tuple[str, str]]:
-    for kind, texts in (("expect", tier.expect), ("control", tier.control)):
-        for index, text in enumerate(texts):
-            try:
-                parse(text)
-            except ValueError as error:
-                yield f"mini.{kind}[{index}]", str(error)
+def _unlike_seeds(ledger: Ledger) -> Iterator[str]:
+    """Claims that share an experiment share its seeds, so that its plots do not depend on which claims are run."""
+    first: dict[tuple[str, str], tuple[str, list[int]]] = {}
+    for claim in ledger.claim:
+        for name, tier in (("mini", claim.mini), ("paper", claim.paper)):
+            if tier is not None and tier.experiment is not None:
+                other, seeds = first.setdefault((name, tier.experiment), (claim.id, tier.seed_list))
+                if tier.seed_list != seeds:
+                    says = f'must be those of claim "{other}", which shares its experiment'
+                    yield f'claim "{claim.id}": {name}.seeds: {says}'
 
 
 def _unpinned(name: str, tier: MiniTier | PaperTier) -> Iterator[tuple[str, str]]:
@@ -373,12 +377,13 @@ def _place(raw: Mapping[str, Any], location: tuple[int | str, ...]) -> str:
     return ": ".join(part for part in (prefix, key) if part) or "file"
 
 
-def _explanation(item: ErrorDetails) -> str:
+def _explanation(item: Mapping[str, Any]) -> str:
     """Pydantic's message in a ledger's words."""
     if item["type"] == "extra_forbidden":
         return "unknown key"
     if item["type"] == "missing":
         return "missing"
-    message = item["msg"].removeprefix("Value error, ")
-    got = repr(item["input"])
-    return f"{message[0].lower()}{message[1:]}" + (f", got {got}" if len(got) <= 80 and "got" not in message else "")
+    if item["type"] == "value_error":  # one of ours
+        return item["msg"].removeprefix("Value error, ")
+    message, got = item["msg"], repr(item["input"])
+    return f"{message[0].lower()}{message[1:]}" + (f", got {got}" if len(got) <= 80 else "")

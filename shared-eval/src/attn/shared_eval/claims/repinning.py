@@ -51,8 +51,8 @@ def tolerance(estimate: Estimate) -> float:
 def repin(path: Path, report: Report, results: Path, console: Console) -> None:
     """Rewrite verdict, pins and measured blocks of the reported claims, and copy their plots beside the ledger.
 
-    A claim that could not run keeps what it had. A claim that newly fails gets the reason as its note, to be completed
-    with what was tried.
+    A claim that could not run, or whose experiment raised an error, keeps what it had. A claim that newly fails gets
+    the reason as its note, to be completed with what was tried.
 
     Raises:
         UsageError: if a figure to be pinned is not finite; nothing is written then.
@@ -63,7 +63,7 @@ def repin(path: Path, report: Report, results: Path, console: Console) -> None:
     for measured in report.claims:
         (claim,) = ledger.choose([measured.id])
         tier, judgement = claim.tier(report.tier), measured.judgement
-        if tier is None or judgement.verdict == "not run":
+        if tier is None or not judgement.figures:
             continue
         table = tables[claim.id][report.tier]
         if table.get("verdict") != judgement.verdict:
@@ -71,16 +71,13 @@ def repin(path: Path, report: Report, results: Path, console: Console) -> None:
         if judgement.verdict == "fails" and tier.note is None:
             table["note"] = judgement.reason
             console.print(f'{path}: claim "{claim.id}": {report.tier}.note: add what was tried', soft_wrap=True)
-        if judgement.figures:
-            new = [name for name in ("pins", "measured") if name not in table]
-            for name in new:
-                table[name] = tomlkit.table()
-            _update(
-                table["pins"], {name: _pin(path, measured, name, tier.tolerance.get(name)) for name in tier.figures}
-            )
-            _update(table["measured"], _measured(report, measured))
-            if "measured" in new:
-                table["measured"].add(tomlkit.nl())
+        new = [name for name in ("pins", "measured") if name not in table]
+        for name in new:
+            table[name] = tomlkit.table()
+        _update(table["pins"], {name: _pin(path, measured, name, tier.tolerance.get(name)) for name in tier.figures})
+        _update(table["measured"], _measured(report, measured))
+        if "measured" in new:
+            table["measured"].add(tomlkit.nl())
     write_whole(path, tomlkit.dumps(document))
     load(path)
     for name in dict.fromkeys(name for claim in report.claims for name in claim.plots):

@@ -231,7 +231,12 @@ def _bars(console: Console, request: Request, claims: Sequence[Claim], state: _S
 
 def _work(request: Request, jobs: Mapping[Name, Job], state: _State, pool: "_Pool", console: Console) -> None:
     """Run the jobs that are not finished, then draw the plots of the experiments whose seeds all are."""
-    known = pool.ask(worker.catalogue, request.experiments, request.results / "logs" / "catalogue.txt")
+    log = request.results / "logs" / "catalogue.txt"
+    try:
+        known = pool.ask(worker.catalogue, request.experiments, log)
+    except Exception as error:  # whatever their import raises
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(f"cannot import {request.experiments}: {text} ({log})") from None
     for experiment, _ in jobs:
         if experiment not in known:
             have = ", ".join(sorted(known)) or "none"
@@ -344,12 +349,9 @@ class _Pool:
         """The result of a function of the worker module.
 
         Raises:
-            UsageError: if it raises anything, for it is the import of the experiments that does.
+            Exception: whatever the function raises.
         """
-        try:
-            return self._executor.submit(function, *args, **kwargs).result()
-        except Exception as error:  # whatever an import raises
-            raise UsageError(f"cannot import the experiments: {type(error).__name__}: {error}") from None
+        return self._executor.submit(function, *args, **kwargs).result()
 
     def each(
         self, function: Callable[..., Finish], calls: Mapping[Name, tuple[Any, ...]]

@@ -8,6 +8,7 @@ import os
 import platform
 import random
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -89,6 +90,7 @@ def initialize(lifeline: Connection, messages: "Queue[Message]") -> None:
     """
     global _messages
     _messages = messages
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
     threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
     # cuBLAS is deterministic only with this workspace, and reads it from the environment of its process.
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
@@ -108,7 +110,11 @@ def catalogue(module: str, log: Path) -> dict[str, list[str]]:
         ValueError: if two experiments draw the same file.
     """
     with _logged(log):
-        found = {name: list(found.plots) for name, found in _experiments(module).items()}
+        try:
+            found = {name: list(found.plots) for name, found in _experiments(module).items()}
+        except Exception:
+            traceback.print_exc()
+            raise
     files = [name for names in found.values() for name in names]
     for name in files:
         if files.count(name) > 1:
