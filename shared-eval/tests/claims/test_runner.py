@@ -121,6 +121,24 @@ def test_the_experiments_that_a_ledger_names_must_exist(toy, capsys):
     assert error.count("\n") == 1
 
 
+def test_a_plot_is_drawn_by_one_experiment(toy, capsys):
+    again = 'second.plot("curves.png")(print)\n'
+    (toy.source / "attn" / "toy_paper" / "experiments.py").write_text(TWO_LIGHT_ONES + again)
+    toy.write(toy.mini("half", experiment="first"))
+    assert main(toy.command("--workers", "1")) == 2
+    assert "plot curves.png must be drawn by one experiment, is drawn by 2" in capsys.readouterr().err
+
+
+def test_experiments_that_cannot_be_imported_are_one_line(toy, capsys):
+    (toy.source / "attn" / "toy_paper" / "experiments.py").write_text("import no_such_module\n")
+    toy.write(toy.mini("half"))
+    assert main(toy.command("--workers", "1")) == 2
+    error = capsys.readouterr().err
+    assert "error: cannot import attn.toy_paper.experiments: ModuleNotFoundError: No module named 'no_such_" in error
+    assert error.count("\n") == 1
+    assert "Traceback" in (toy.out / "toy-paper" / "mini" / "logs" / "catalogue.txt").read_text()
+
+
 CRASHES = """
 import os
 from attn.shared_eval.claims.worker import Finish

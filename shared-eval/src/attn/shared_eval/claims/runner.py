@@ -214,7 +214,7 @@ def _bars(console: Console, request: Request, claims: Sequence[Claim], state: _S
     text = TextColumn("[dim]{task.fields[text]}")
     with Progress(*columns, text, console=console, transient=True, disable=not console.is_terminal) as progress:
         needs = {claim.id: names for claim in claims if (names := _names(request, claim))}
-        bars = {progress.add_task(claim, total=len(names), text=""): names for claim, names in needs.items()}
+        bars = {progress.add_task(claim, total=len(names), text="starting"): names for claim, names in needs.items()}
 
         def refresh(message: Message | None = None) -> None:
             if message is not None:
