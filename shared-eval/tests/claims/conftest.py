@@ -61,19 +61,29 @@ def raises(context):
 
 
 @experiment
+def undrawable(context):
+    return Outcome({"method": 1.0, "baseline": 2.0, "shuffled": 2.1}, data={"corpus": "abc"})
+
+
+@undrawable.plot("undrawable.png")
+def draw_nothing(outcomes):
+    return outcomes[0].arrays["no such array"]
+
+
+@experiment
 def needs(context):
     context.require("corpus/train.txt", "download the corpus")
 
 
 @experiment
 def slow(context):
-    """One of three seeds blocks until it is killed, in the first run; it keeps a checkpoint in its work_dir."""
+    """In the first run, one of three seeds blocks until it is killed; it keeps a checkpoint in its work_dir."""
     count(context, "slow")
     checkpoint = context.work_dir / "step.txt"
     if context.seed == 1 and not checkpoint.exists():
         checkpoint.write_text("7")
         context.progress(1, 2)
-        time.sleep(120)
+        time.sleep(600)
     start = int(checkpoint.read_text()) if checkpoint.exists() else 0
     value = torch.randn(()).item()
     return Outcome({"value": value, "start": start, "control": value + 1})

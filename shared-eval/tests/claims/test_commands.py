@@ -39,6 +39,7 @@ def test_help_explains_every_option(command, capsys):
         (["--seeds", "0"], "--seeds must be a positive number"),
         (["--seeds", "1", "1"], "--seeds must be a positive number"),
         (["--seeds", "1"], '--seeds must be at least two: claim "half" is judged by its interval'),
+        (["--device", "tpu"], "--device must be cpu, cuda or cuda:N, got tpu"),
         (["--workers", "0"], "--workers must be positive, got 0"),
     ],
 )

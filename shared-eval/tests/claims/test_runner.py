@@ -34,6 +34,7 @@ def test_a_run_judges_every_claim_and_runs_each_experiment_once_per_seed(toy, re
         toy.mini("drifted", {"method": 1.2, "baseline": 2.0, "shuffled": 2.1}),
         toy.mini("drifted-corpus", PINNED).replace('corpus = "abc"', 'corpus = "def"'),
         toy.mini("raises", experiment="raises"),
+        toy.mini("undrawable", PINNED, experiment="undrawable"),
         toy.mini("needs", PINNED, experiment="needs"),
         toy.paper_tier,
     )
@@ -48,16 +49,25 @@ def test_a_run_judges_every_claim_and_runs_each_experiment_once_per_seed(toy, re
         "drifted": "drifted",
         "drifted-corpus": "drifted",
         "raises": "fails",
+        "undrawable": "fails",
         "needs": "not run",
         "large": "not run",
     }
-    assert [name for name, claim in claims.items() if claim["worse"]] == ["misbehaves", "drifted", "drifted-corpus"]
+    assert [name for name, claim in claims.items() if claim["worse"]] == [
+        "misbehaves",
+        "drifted",
+        "drifted-corpus",
+        "undrawable",
+    ]
     assert [name for name, claim in claims.items() if claim["missing"]] == ["needs"]
     assert toy.calls == ["halves 0", "halves 1", "raises 0", "raises 1"]
     assert claims["raises"]["judgement"]["reason"] == "raises, seed 0: RuntimeError: no luck at all (logs/raises-0.txt)"
     assert "corpus/train.txt, which does not exist: download" in claims["needs"]["judgement"]["reason"]
     assert claims["large"]["judgement"]["reason"] == "no mini tier: needs corpus/train.txt; run --tier paper"
     assert claims["holds"]["peak_memory_mib"] > 50
+    assert claims["undrawable"]["judgement"]["reason"] == (
+        "its plots: KeyError: 'no such array' (logs/undrawable-plots.txt)"
+    )
     folder = toy.out / "toy-paper" / "mini"
     assert "Traceback" in (folder / "logs" / "raises-0.txt").read_text()
     assert (folder / "logs" / "halves-1.txt").read_text() == "computing 1\n"

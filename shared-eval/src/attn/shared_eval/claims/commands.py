@@ -5,6 +5,7 @@ command line or a ledger is wrong; 3, a claim that was asked for could not run f
 """
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,7 +61,7 @@ def reproduce(  # noqa: D417 - `_SEVERAL` has the help of claim and seeds
     Args:
         paper_folder: the paper's folder, which holds claims.toml
         tier: mini takes seconds on a CPU; paper needs the paper's checkpoint, data and hardware
-        device: a torch device, such as cpu, cuda or cuda:1
+        device: cpu, cuda or cuda:N
         data_root: folder of local data sets and checkpoints
         out: where results go
         workers: number of worker processes, each with one thread
@@ -74,6 +75,8 @@ def reproduce(  # noqa: D417 - `_SEVERAL` has the help of claim and seeds
         seeds = list(range(seeds[0]))
     if seeds is not None and (not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds)):
         raise UsageError("--seeds must be a positive number, or different seeds of at least 0")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise UsageError(f"--device must be cpu, cuda or cuda:N, got {device}")
     if workers < 1:
         raise UsageError(f"--workers must be positive, got {workers}")
     if repin:

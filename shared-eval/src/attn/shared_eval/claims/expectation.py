@@ -49,7 +49,7 @@ class Inequality:
     def margin(self, figures: Mapping[str, float]) -> float:
         """By how much the inequality holds: the side that should be larger minus the other, negative if it does not.
 
-        A division by zero, or a NaN figure that the result depends on, gives NaN, which satisfies nothing.
+        A NaN figure or a division by zero gives NaN, which satisfies nothing.
 
         Raises:
             ExpectationError: if a figure does not exist; the message lists those that do.

@@ -108,6 +108,7 @@ class _State:
     finished: dict[Name, Finish] = field(default_factory=dict)
     shares: dict[Name, float] = field(default_factory=dict)
     plots: dict[str, list[str]] = field(default_factory=dict)
+    undrawn: dict[str, str] = field(default_factory=dict)
 
 
 def reproduce(request: Request, console: Console) -> Report:
@@ -260,11 +261,7 @@ def _work(request: Request, jobs: Mapping[Name, Job], state: _State, pool: "_Poo
         if finish.status == "done":
             state.plots[experiment] = known[experiment]
         else:
-            console.print(
-                f"plots of {experiment}: {finish.explanation} (logs/{experiment}-plots.txt)",
-                style="red",
-                soft_wrap=True,
-            )
+            state.undrawn[experiment] = f"{finish.explanation} (logs/{experiment}-plots.txt)"
 
 
 def _claim_report(request: Request, claim: Claim, jobs: Mapping[Name, Job], state: _State) -> ClaimReport:
@@ -315,9 +312,13 @@ def _judgement(
                 return Judgement(verdict=verdict, reason=f"{experiment}, seed {seed}: {finish.explanation}{where}")
     pinned = request.compare_pins and (request.seeds is None or request.seeds == tier.seed_list)
     try:
-        return judge(tier, [seed for _, seed in names], records, pinned=pinned)
+        judgement = judge(tier, [seed for _, seed in names], records, pinned=pinned)
     except ExpectationError as error:
         raise LedgerError(f'{request.ledger_path}: claim "{claim.id}": {request.tier}.{error}') from None
+    undrawn = state.undrawn.get(names[0][0])
+    if undrawn is not None:
+        return judgement.model_copy(update={"verdict": "fails", "reason": f"its plots: {undrawn}"})
+    return judgement
 
 
 class _Pool:

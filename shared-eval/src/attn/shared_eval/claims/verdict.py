@@ -3,7 +3,7 @@
 - **holds**: every inequality of the expectation and of the control is met, and every pinned figure is matched.
 - **drifted**: they are met, but the mean of a figure lies further from its pin than the tolerance, or data that was
   read has another fingerprint than the pinned one.
-- **fails**: an inequality is not met, or the experiment raised an error.
+- **fails**: an inequality is not met, or the experiment or its plots raised an error.
 - **not run**: the data or the hardware is not here, or there is no experiment in this tier.
 
 An inequality is judged by its margin, the side that should be larger minus the other, computed from the figures of one

@@ -156,13 +156,14 @@ def run(job: Job) -> Finish:
             traceback.print_exc()
             return Finish("error", _one_line(f"{type(error).__name__}: {error}"))
     if job.tier == "mini":  # what took hours to train is kept
-        shutil.rmtree(work_dir)
+        shutil.rmtree(work_dir, ignore_errors=True)
     return Finish("done")
 
 
 def draw(module: str, experiment: str, outcomes: list[Path], folder: Path, log: Path) -> Finish:
     """Draw all plots of an experiment from the stored outcomes of its seeds; the same outcomes give the same bytes."""
     import matplotlib as mpl
+    from matplotlib import pyplot as plt
 
     from attn.shared_eval.plots import STYLE
 
@@ -175,7 +176,7 @@ def draw(module: str, experiment: str, outcomes: list[Path], folder: Path, log: 
                     figure = plot(loaded)
                     image = io.BytesIO()
                     figure.savefig(image, format="png", metadata={"Software": None})
-                figure.clear()
+                plt.close(figure)
                 write_whole(folder / name, image.getvalue())
         except Exception as error:  # as in `run`
             traceback.print_exc()
