@@ -45,9 +45,7 @@ def test_a_killed_run_leaves_no_process_and_resumes_without_repeating_what_is_fi
     command = [sys.executable, "-m", "attn.shared_eval.claims", *toy.command("--workers", "2")]
     runs = toy.out / "toy-paper" / "mini" / "runs" / "slow"
     with subprocess.Popen(command, env=toy.environment, stdout=subprocess.DEVNULL) as process:
-        wait_for(
-            lambda: toy.calls == ["slow 0", "slow 1", "slow 2"] and len(list(runs.glob("*/outcome.json"))) == 2, 300
-        )
+        wait_for(lambda: len(toy.calls) == 3 and len(list(runs.glob("*/outcome.json"))) == 2, 300)
         workers = children(process.pid)
         os.kill(process.pid, signal.SIGKILL)
     wait_for(lambda: not any(map(alive, workers)), 60)

@@ -53,12 +53,8 @@ def test_a_run_judges_every_claim_and_runs_each_experiment_once_per_seed(toy, re
         "needs": "not run",
         "large": "not run",
     }
-    assert [name for name, claim in claims.items() if claim["worse"]] == [
-        "misbehaves",
-        "drifted",
-        "drifted-corpus",
-        "undrawable",
-    ]
+    worse = [name for name, claim in claims.items() if claim["worse"]]
+    assert worse == ["misbehaves", "drifted", "drifted-corpus", "undrawable"]
     assert [name for name, claim in claims.items() if claim["missing"]] == ["needs"]
     assert toy.calls == ["halves 0", "halves 1", "raises 0", "raises 1"]
     assert claims["raises"]["judgement"]["reason"] == "raises, seed 0: RuntimeError: no luck at all (logs/raises-0.txt)"
