@@ -3,6 +3,8 @@
 import contextlib
 import json
 import pickle
+import sys
+import types
 from dataclasses import replace
 
 import pytest
@@ -266,3 +268,49 @@ def test_a_write_that_dies_leaves_a_whole_checkpoint(parity, monkeypatch, step):
         ship(parity["parity"])
         assert_same(state(load_mini("parity").model), old)
         assert [path.name for path in parity["parity"].checkpoint_folder.parent.iterdir()] == ["parity"]
+
+
+class Part(nn.Module):
+    """What a package of this project may ship: the attribute ``config`` holds the arguments that build it."""
+
+    def __init__(self, width, bias=True):
+        super().__init__()
+        self.config = {"width": width, "bias": bias}
+        self.linear = nn.Linear(width, 2, bias=bias)
+
+
+def test_diffusers_and_own_classes_are_parts_too(parity, monkeypatch):
+    import diffusers
+
+    planted = types.ModuleType("attn.planted")
+    planted.Part = Part
+    monkeypatch.setitem(sys.modules, "attn.planted", planted)
+    monkeypatch.setattr(Part, "__module__", "attn.planted")
+    recipe = parity["parity"]
+    card = measured_card(recipe, seeded_build(recipe), steps=0, batch_size=1, device="cpu")
+    vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, layers_per_block=1, sample_size=8)
+    model = nn.ModuleDict({"vae": vae, "own": Part(3, bias=False)})
+    checkpoint.round_weights(model)
+    checkpoint.save(recipe.checkpoint_folder, model, card)
+    loaded = load_mini("parity").model
+    assert [type(part) for part in loaded.values()] == [Part, diffusers.AutoencoderKL]
+    assert_same(state(loaded["vae"]), state(vae))
+    assert_same(state(loaded["own"]), state(model["own"]))
+    real = diffusers.AutoencoderKL.from_pretrained(recipe.checkpoint_folder / "vae", local_files_only=True)
+    assert_same(state(real.float()), state(vae))
+
+
+def test_the_tokenizer_is_stored_with_the_model(parity):
+    from attn.shared_eval.data import shapes_tokenizer
+
+    recipe = parity["parity"]
+    model = seeded_build(recipe)
+    card = measured_card(recipe, model, steps=0, batch_size=1, device="cpu")
+    checkpoint.save(recipe.checkpoint_folder, model, card, shapes_tokenizer())
+    text = "Not good at all , the red circle ? A <image>\n7"
+    loaded = load_mini("parity").tokenizer
+    assert loaded(text).input_ids == shapes_tokenizer()(text).input_ids
+    assert loaded.special_tokens_map == shapes_tokenizer().special_tokens_map
+    flip_a_bit(recipe.checkpoint_folder / "tokenizer.json")
+    with pytest.raises(CheckpointError, match=r"tokenizer.json is altered"):
+        load_mini("parity")

@@ -7,7 +7,6 @@ A variant stores only the tensors that differ from its parent's. Nothing is down
 """
 
 import hashlib
-import importlib
 import json
 import os
 import pkgutil
@@ -281,10 +280,14 @@ def _configuration(module: nn.Module) -> tuple[str, dict[str, Any]]:
 
 def _instantiate(config: dict[str, Any]) -> nn.Module:
     if "architectures" in config:
-        cls = getattr(importlib.import_module("transformers"), config["architectures"][0])
+        import transformers
+
+        cls = getattr(transformers, config["architectures"][0])
         return cls(cls.config_class.from_dict(config | {"dtype": "float32"}))
     if "_class_name" in config:
-        return getattr(importlib.import_module("diffusers"), config["_class_name"]).from_config(config)
+        import diffusers
+
+        return getattr(diffusers, config["_class_name"]).from_config(config)
     if not config["class"].startswith("attn."):
         raise CheckpointError(f"class must be one of this project, got {config['class']!r}")
     return pkgutil.resolve_name(config["class"])(**config["arguments"])
