@@ -81,14 +81,19 @@ def killed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_a_killed_run_resumes_to_the_same_weights(run, killed, tmp_path):
+def test_a_killed_run_resumes_to_the_same_weights(run, killed, tmp_path, monkeypatch):
     folder, smoke_recipe = killed
+    recipe = smoke_recipe(run)
     left = torch.load(folder / run / "last.ckpt", weights_only=True)
     assert left["global_step"] == 2
-    resumed = quietly(smoke_recipe(run), folder / run, save_every=2)
-    uninterrupted = quietly(smoke_recipe(run), tmp_path)
+    uninterrupted = quietly(recipe, tmp_path)
+    drawn = []
+    real = type(recipe).batch
+    monkeypatch.setattr(type(recipe), "batch", lambda self, i: drawn.append(i[0] // recipe.batch_size) or real(self, i))
+    resumed = quietly(recipe, folder / run, save_every=2)
     assert_same(state(resumed), state(uninterrupted))
     assert differ(state(resumed), {k.removeprefix("model."): v for k, v in left["state_dict"].items()})
+    assert drawn[:3] == [2, 3, 4]
     assert sorted(path.name for path in (folder / run).iterdir()) == ["last.ckpt", "run.json"]
 
 
@@ -102,6 +107,11 @@ def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(parity, 
     )
     assert_same(first, second)
     assert differ(first, other)
+
+
+def test_an_average_is_shipped_where_the_recipe_asks_for_it(parity, tmp_path):
+    plain, averaged = (quietly(replace(parity["parity"], ema=ema), tmp_path / str(ema)) for ema in (None, 0.5))
+    assert differ(state(plain), state(averaged))
 
 
 def test_dropout_depends_on_the_batch_and_not_on_the_generator(parity):

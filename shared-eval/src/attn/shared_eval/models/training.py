@@ -108,7 +108,7 @@ class _SaveLast(Checkpoint):
         if step > self.saved and (step % self.every == 0 or step == trainer.max_steps):
             self.saved = step
             fresh = self.path.with_suffix(".new")
-            trainer.save_checkpoint(fresh)
+            trainer.save_checkpoint(fresh, weights_only=False)
             if trainer.is_global_zero:
                 fresh.replace(self.path)
 
