@@ -1,7 +1,9 @@
 """Hedgehog: linear attention whose feature maps are trained to mimic softmax attention weights (Zhang et al., 2024)."""
 
+from attn.hedgehog.adapters import convert, lora_config, revert, set_mode
 from attn.hedgehog.attention import ConvertedAttention, LinearAttention, hedgehog_layers
 from attn.hedgehog.diagnostics import largest_projection, monotonicity, smallest_normalizer, spikiness
+from attn.hedgehog.distillation import distill
 from attn.hedgehog.feature_maps import (
     FEATURE_MAPS,
     CosformerFeatureMap,
@@ -17,6 +19,7 @@ from attn.hedgehog.feature_maps import (
     query_key_maps,
 )
 from attn.hedgehog.losses import AttentionCrossEntropy, attention_cross_entropy, output_mse
+from attn.hedgehog.persistence import from_pretrained
 
 __all__ = [
     "FEATURE_MAPS",
@@ -33,12 +36,18 @@ __all__ = [
     "T2RFeatureMap",
     "TaylorFeatureMap",
     "attention_cross_entropy",
+    "convert",
+    "distill",
     "feature_map",
+    "from_pretrained",
     "hedgehog_layers",
     "largest_projection",
+    "lora_config",
     "monotonicity",
     "output_mse",
     "query_key_maps",
+    "revert",
+    "set_mode",
     "smallest_normalizer",
     "spikiness",
 ]

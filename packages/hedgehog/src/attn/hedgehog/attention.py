@@ -79,7 +79,9 @@ class LinearAttention(nn.Module):
         if not causal:
             out = linear_attention(query_features, key_features, value, causal=False, key_mask=key_mask)
             return cast(Tensor, out), None
-        if state is not None and query.shape[-2] == 1 and key_mask is None:
+        if state is not None and query.shape[-2] == 1:
+            if key_mask is not None:
+                key_features = key_features * key_mask[:, None, :, None]
             return linear_attention_step(query_features, key_features, value, state)
         result = linear_attention(
             query_features, key_features, value, key_mask=key_mask, state=state, return_state=True
