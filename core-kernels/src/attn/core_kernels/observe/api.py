@@ -319,7 +319,7 @@ def mass_by_distance(
         lse: ``[batch, heads, queries]``, what `attention_with_lse` gives for the same arguments, if it is known; it
             saves a pass over the map.
         edges: increasing distances, 0 or more: band ``b`` holds those from ``edges[b]`` to ``edges[b + 1] - 1``, the
-            last band all from ``edges[-1]`` on. ``(0, w + 1)`` splits a row into the keys up to ``w`` away and the rest.
+            last band all from ``edges[-1]`` on. ``(0, w + 1)`` parts the keys up to ``w`` away from the rest.
         places: int64 ``[keys]``: where each key stands on the axis on which distance is measured, e.g. its frame; a
             negative place is in no band. Queries stand where the last keys do. None for the token's index.
 
