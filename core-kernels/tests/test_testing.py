@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attn.core_kernels.testing import assert_close, tolerance
+from attn.core_kernels.testing import assert_close, peak_memory, tolerance
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -50,3 +50,13 @@ def test_infinities_must_match():
     assert_close(expected.float(), expected, length=1)
     with pytest.raises(AssertionError):
         assert_close(torch.tensor([1.0, torch.nan]), expected, length=1)
+
+
+def test_peak_memory_counts_what_lives_at_once():
+    def call():
+        first = torch.ones(1000, 1000)
+        second = first + 1
+        del first
+        (torch.ones(3, 1000, 1000) * second).sum().item()
+
+    assert peak_memory(call) == pytest.approx(4e6 * 7, rel=0.01)
