@@ -1,6 +1,6 @@
 import pytest
 
-from attn.core_kernels.observe import tiles
+from attn.core_kernels.observe.softmax_map import tiles
 
 
 @pytest.fixture

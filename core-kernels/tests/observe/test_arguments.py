@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-from attn.core_kernels import observe
-from attn.core_kernels.observe import blockwise
+from attn.core_kernels.observe import softmax_map
+from attn.core_kernels.observe.softmax_map import blockwise
 from attn.core_kernels.visibility import make_visibility
 
 FORWARD_ONLY = {
@@ -173,7 +173,7 @@ def key_alone(name):
 def test_an_error_names_the_argument_the_rule_and_what_came(operator, wrong, error, message):
     arguments = inputs() if operator == "attention_with_lse" else key_alone(operator)
     with pytest.raises(error, match=re.escape(message)):
-        getattr(observe, operator)(**arguments | wrong)
+        getattr(softmax_map, operator)(**arguments | wrong)
 
 
 @pytest.mark.parametrize("name", FORWARD_ONLY)
@@ -181,10 +181,10 @@ def test_what_has_no_gradient_refuses_to_drop_it(name):
     arguments = key_alone(name)
     arguments["key"].requires_grad_()
     with pytest.raises(NotImplementedError, match="impl='reference' serves this call"):
-        getattr(observe, name)(**arguments)
+        getattr(softmax_map, name)(**arguments)
     with torch.no_grad():
-        getattr(observe, name)(**arguments)
-    result = getattr(observe, name)(**arguments, impl="reference")
+        getattr(softmax_map, name)(**arguments)
+    result = getattr(softmax_map, name)(**arguments, impl="reference")
     total = result if isinstance(result, torch.Tensor) else next(x for x in result if x.requires_grad)
     total.nan_to_num().square().sum().backward()
     assert arguments["key"].grad.isfinite().all()
@@ -196,7 +196,7 @@ def test_compiled_without_a_graph_break_it_gives_the_same(name):
     arguments |= {"causal": True, "key_mask": torch.tensor([[True] * 5, [False, True, True, True, True]])}
     if name == "submap":
         arguments |= {"rows": torch.tensor([3, 1]), "columns": torch.tensor([0, 2])}
-    operator = getattr(observe, name)
+    operator = getattr(softmax_map, name)
     compiled = torch.compile(operator, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(**arguments), operator(**arguments), equal_nan=True, rtol=0, atol=0)
 
@@ -206,24 +206,29 @@ def test_autocast_changes_nothing(name):
     arguments = inputs() if name == "attention_with_lse" else key_alone(name)
     if name == "attention_with_lse":
         arguments["value"] = arguments["value"][..., :3]
-    operator = getattr(observe, name)
+    operator = getattr(softmax_map, name)
     expected = operator(**arguments)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(operator(**arguments), expected, equal_nan=True, rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck reads it
 @pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.parametrize("rule", [{}, {"causal": True, "window": 3, "key_mask": torch.rand(2, 5) > 0.2}])
 def test_registered_operators_are_sound(rule, gradient):
     query, key, value = (x.requires_grad_(gradient) for x in inputs().values())
     rule = make_visibility(query, key, **{"causal": False, "window": None, "key_mask": None} | rule).as_arguments()
+    narrow = torch.randn(2, 2, 5, 3).requires_grad_(gradient)
     scale, lse = 0.5, torch.randn(2, 4, 5)
     places = torch.arange(5), torch.arange(5)
     columns = torch.tensor([[0, 2, 2]])
     if gradient:
         calls = [
             (blockwise.attention_with_lse, (query, key, value, scale, *rule)),
-            (blockwise.attention_with_lse, (query, key, value[..., :3].detach().requires_grad_(), scale, *rule)),
+            (
+                blockwise.attention_with_lse,
+                (query, key, value[..., :3].detach().clone().requires_grad_(gradient), scale, *rule),
+            ),
             (blockwise.submap, (query, key, columns, False, scale, *rule)),
             (blockwise.submap, (query, key, None, True, scale, *rule)),
         ]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from attn.core_kernels import observe
+from attn.core_kernels.observe import softmax_map
 from attn.core_kernels.testing import assert_close
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "small_tiles")
@@ -117,7 +117,7 @@ def test_attention_with_lse_is_the_weighted_value_and_the_log_of_the_summed_expo
             for j in range(case.keys):
                 weight = p.map[:, h, i, j, None]
                 expected[:, h, i] += torch.where(weight > 0, weight * value[:, j], 0)
-    out, lse = observe.attention_with_lse(p.query, p.key, p.value, impl=impl, **p.rule)
+    out, lse = softmax_map.attention_with_lse(p.query, p.key, p.value, impl=impl, **p.rule)
     assert out.dtype == dtype
     assert lse.dtype == torch.promote_types(dtype, torch.float32)
     assert_close(out, expected, length=p.length)
@@ -142,7 +142,7 @@ def test_key_mass_is_the_weighted_column_sum(case, dtype, impl, given_lse):
         expected = torch.zeros(2, case.heads, full.shape[2], case.keys, dtype=torch.float64)
         for i in range(rows):
             expected += full[..., i, None] * p.map[:, :, None, i]
-        mass = observe.key_mass(p.query, p.key, weights, lse=lse, impl=impl, **p.rule)
+        mass = softmax_map.key_mass(p.query, p.key, weights, lse=lse, impl=impl, **p.rule)
         assert mass.dtype == precision
         assert_close(mass, expected if shape and len(shape) == 4 else expected[:, :, 0], length=p.length)
 
@@ -152,7 +152,7 @@ def test_key_mass_is_the_weighted_column_sum(case, dtype, impl, given_lse):
 def test_key_moments_are_mean_and_variance_over_the_rows_that_see_the_key(case, dtype, impl):
     p = problem(case, dtype)
     weights = torch.linspace(0.5, 2, case.queries, dtype=torch.float64).to(torch.promote_types(dtype, torch.float32))
-    moments = observe.key_moments(p.query, p.key, weights, impl=impl, **p.rule)
+    moments = softmax_map.key_moments(p.query, p.key, weights, impl=impl, **p.rule)
     expected = torch.zeros(3, 2, case.heads, case.keys, dtype=torch.float64)
     mean, variance = torch.full_like(expected[0], math.nan), torch.full_like(expected[0], math.nan)
     for b in range(2):
@@ -184,9 +184,9 @@ def test_suffix_key_mass_sums_the_rows_from_each_block_on(case, dtype, impl, blo
     expected = torch.stack([sum(p.map[:, :, i] for i in range(s, case.queries)) for s in starts], 2)
     lse = lse_of(p.logits).to(torch.promote_types(dtype, torch.float32))
     for given in (None, lse):
-        mass = observe.suffix_key_mass(p.query, p.key, block_size=block_size, lse=given, impl=impl, **p.rule)
+        mass = softmax_map.suffix_key_mass(p.query, p.key, block_size=block_size, lse=given, impl=impl, **p.rule)
         assert_close(mass, expected, length=p.length)
-    mean = observe.suffix_key_mass(p.query, p.key, block_size=block_size, reduce="mean_heads", impl=impl, **p.rule)
+    mean = softmax_map.suffix_key_mass(p.query, p.key, block_size=block_size, reduce="mean_heads", impl=impl, **p.rule)
     assert_close(mean, sum(expected.unbind(1)) / case.heads, length=p.length)
 
 
@@ -198,7 +198,7 @@ def test_row_stats_are_those_of_the_row_or_of_the_span_alone(case, dtype, impl, 
         pytest.skip("the span must lie within the keys")
     p = problem(case, dtype)
     start, stop = span or (0, case.keys)
-    stats = observe.row_stats(p.query, p.key, span=span, impl=impl, **p.rule)
+    stats = softmax_map.row_stats(p.query, p.key, span=span, impl=impl, **p.rule)
     logits = p.logits[..., start:stop]
     expected = lse_of(logits)
     assert_close(stats.lse, expected, length=p.length)
@@ -229,7 +229,7 @@ def test_submap_is_the_whole_map_at_rows_and_columns(case, dtype, impl, reduce):
         torch.randint(case.keys, (2, 6), generator=generator),
     )
     for rows, columns in [(None, None), shared, own, (shared[0], None), (None, own[1]), (own[0], shared[1])]:
-        actual = observe.submap(p.query, p.key, rows, columns, reduce=reduce, impl=impl, **p.rule)
+        actual = softmax_map.submap(p.query, p.key, rows, columns, reduce=reduce, impl=impl, **p.rule)
         picked = []
         for b in range(2):
             i = range(case.queries) if rows is None else rows.expand(2, -1)[b].tolist()
@@ -243,7 +243,7 @@ def test_submap_is_the_whole_map_at_rows_and_columns(case, dtype, impl, reduce):
 @in_every_case
 def test_mean_map_is_the_mean_over_heads(case, dtype, impl):
     p = problem(case, dtype)
-    actual = observe.mean_map(p.query, p.key, impl=impl, **p.rule)
+    actual = softmax_map.mean_map(p.query, p.key, impl=impl, **p.rule)
     assert_close(actual, sum(p.map[:, h] for h in range(case.heads)) / case.heads, length=p.length)
 
 
@@ -265,7 +265,7 @@ def test_tile_stats_are_those_of_each_tile(case, dtype, impl, block_size):
                 field.append(value)
     total, highest, below, visible = (torch.stack([torch.stack(row[f], -1) for row in expected], -2) for f in range(4))
     for given in (None, lse):
-        stats = observe.tile_stats(p.query, p.key, block_size=block_size, eps=eps, lse=given, impl=impl, **p.rule)
+        stats = softmax_map.tile_stats(p.query, p.key, block_size=block_size, eps=eps, lse=given, impl=impl, **p.rule)
         assert_close(stats.sum, total, length=p.length)
         assert_close(stats.max, highest, length=p.length)
         assert torch.equal(stats.below, below)
@@ -296,11 +296,11 @@ def test_mass_and_logit_by_distance_sum_and_average_over_the_pairs_of_a_band(cas
                             pairs[head][band].append(logit)
         lse = lse_of(p.logits).to(torch.promote_types(dtype, torch.float32))
         for given in (None, lse):
-            actual = observe.mass_by_distance(p.query, p.key, edges, places=of_key, lse=given, impl=impl, **p.rule)
+            actual = softmax_map.mass_by_distance(p.query, p.key, edges, places=of_key, lse=given, impl=impl, **p.rule)
             assert_close(actual, mass, length=p.length)
         means = [[sum(s) / len(s) if s else math.nan for s in bands] for bands in pairs]
         means = torch.tensor(means, dtype=torch.float64).view(2, case.heads, len(edges))
-        actual = observe.logit_by_distance(p.query, p.key, edges, places=of_key, impl=impl, **p.rule)
+        actual = softmax_map.logit_by_distance(p.query, p.key, edges, places=of_key, impl=impl, **p.rule)
         assert torch.equal(actual.isnan(), means.isnan())
         largest = p.logits[p.logits.isfinite()].abs().max().item()
         torch.testing.assert_close(

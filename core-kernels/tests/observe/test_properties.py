@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
-from attn.core_kernels import observe
-from attn.core_kernels.observe import tiles
-from attn.core_kernels.testing import assert_close
+from attn.core_kernels.observe import softmax_map
+from attn.core_kernels.observe.softmax_map import tiles
+from attn.core_kernels.testing import assert_close, peak_memory
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -28,17 +28,17 @@ def read_all(query, key, value, impl="torch", **rule):
     """Every operator's result in one flat list."""
     places = torch.arange(key.shape[2]) // 2
     return [
-        *observe.attention_with_lse(query, key, value, impl=impl, **rule),
-        *observe.attention_with_lse(query, key, value[..., :3], impl=impl, **rule),
-        observe.key_mass(query, key, impl=impl, **rule),
-        *observe.key_moments(query, key, impl=impl, **rule),
-        observe.suffix_key_mass(query, key, block_size=4, impl=impl, **rule),
-        *observe.row_stats(query, key, impl=impl, **rule),
-        observe.submap(query, key, impl=impl, **rule),
-        observe.mean_map(query, key, impl=impl, **rule),
-        *observe.tile_stats(query, key, block_size=4, eps=0.1, impl=impl, **rule),
-        observe.mass_by_distance(query, key, (0, 2), places=places, impl=impl, **rule),
-        observe.logit_by_distance(query, key, (0, 2), places=places, impl=impl, **rule),
+        *softmax_map.attention_with_lse(query, key, value, impl=impl, **rule),
+        *softmax_map.attention_with_lse(query, key, value[..., :3], impl=impl, **rule),
+        softmax_map.key_mass(query, key, impl=impl, **rule),
+        *softmax_map.key_moments(query, key, impl=impl, **rule),
+        softmax_map.suffix_key_mass(query, key, block_size=4, impl=impl, **rule),
+        *softmax_map.row_stats(query, key, impl=impl, **rule),
+        softmax_map.submap(query, key, impl=impl, **rule),
+        softmax_map.mean_map(query, key, impl=impl, **rule),
+        *softmax_map.tile_stats(query, key, block_size=4, eps=0.1, impl=impl, **rule),
+        softmax_map.mass_by_distance(query, key, (0, 2), places=places, impl=impl, **rule),
+        softmax_map.logit_by_distance(query, key, (0, 2), places=places, impl=impl, **rule),
     ]
 
 
@@ -81,8 +81,8 @@ def test_nothing_in_gives_nothing_out(size, impl):
     for result, expected in zip(results, full, strict=True):
         assert result.dtype == expected.dtype
         assert result.ndim == expected.ndim
-    assert observe.key_mass(query, key, impl=impl).shape == (query.shape[0], 4, 9)
-    assert not observe.key_mass(query, key, impl=impl).any()
+    assert softmax_map.key_mass(query, key, impl=impl).shape == (query.shape[0], 4, 9)
+    assert not softmax_map.key_mass(query, key, impl=impl).any()
 
 
 @everywhere
@@ -92,19 +92,19 @@ def test_a_query_that_sees_no_key_is_zero_everywhere(impl):
     key_mask[0, :3] = False  # with causal order the first three rows of the first sample see nothing
     rule = {"causal": True, "key_mask": key_mask, "impl": impl}
     for value_dim in (8, 3):
-        out, lse = observe.attention_with_lse(query, key, value[..., :value_dim], **rule)
+        out, lse = softmax_map.attention_with_lse(query, key, value[..., :value_dim], **rule)
         assert not out[0, :, :3].any()
         assert (lse[0, :, :3] == -math.inf).all()
         assert lse[0, :, 3:].isfinite().all()
-    stats = observe.row_stats(query, key, **rule)
+    stats = softmax_map.row_stats(query, key, **rule)
     assert (stats.lse[0, :, :3] == -math.inf).all()
     assert (stats.max[0, :, :3] == -math.inf).all()
     assert (stats.argmax[0, :, :3] == -1).all()
     assert not stats.entropy[0, :, :3].any()
-    alone = observe.key_mass(query[:, :, :3], key, causal=False, key_mask=torch.zeros_like(key_mask), impl=impl)
+    alone = softmax_map.key_mass(query[:, :, :3], key, causal=False, key_mask=torch.zeros_like(key_mask), impl=impl)
     assert not alone.any()
-    assert not observe.submap(query, key, **rule)[0, :, :3].any()
-    assert not observe.mass_by_distance(query, key, (0,), **rule)[0, :, :3].any()
+    assert not softmax_map.submap(query, key, **rule)[0, :, :3].any()
+    assert not softmax_map.mass_by_distance(query, key, (0,), **rule)[0, :, :3].any()
 
 
 @everywhere
@@ -112,14 +112,14 @@ def test_a_query_that_sees_no_key_is_zero_everywhere(impl):
 def test_one_visible_key_gets_everything(dtype, impl):
     query, key, value = draw(dtype=dtype)
     rule = {"window": 1, "causal": True, "impl": impl}
-    out, lse = observe.attention_with_lse(query, key, value, **rule)
+    out, lse = softmax_map.attention_with_lse(query, key, value, **rule)
     assert torch.equal(out, value.repeat_interleave(2, 1))
-    stats = observe.row_stats(query, key, **rule)
+    stats = softmax_map.row_stats(query, key, **rule)
     assert torch.equal(stats.lse, stats.max)
     torch.testing.assert_close(stats.lse, lse)
     assert not stats.entropy.any()
     assert (stats.argmax == torch.arange(9)).all()
-    mass = observe.key_mass(query, key, **rule)
+    mass = softmax_map.key_mass(query, key, **rule)
     assert torch.equal(mass, torch.ones_like(mass))
 
 
@@ -131,12 +131,12 @@ def test_extreme_scores_neither_overflow_nor_vanish(magnitude, impl):
     for result in read_all(query, key, value, impl, scale=1.0):
         assert not result.isnan().any()
     exact = read_all(query.double(), key.double(), value.double(), "reference", scale=1.0)
-    stats, expected = observe.row_stats(query, key, scale=1.0, impl=impl), observe.RowStats(*exact[9:13])
+    stats, expected = softmax_map.row_stats(query, key, scale=1.0, impl=impl), softmax_map.RowStats(*exact[9:13])
     torch.testing.assert_close(stats.lse, expected.lse, check_dtype=False, rtol=1e-6, atol=1e-6)
     assert torch.equal(stats.argmax, expected.argmax)
     assert (stats.entropy >= 0).all()
     torch.testing.assert_close(
-        observe.submap(query, key, scale=1.0, impl=impl).sum(-1), torch.ones(2, 4, 9), rtol=1e-5, atol=0
+        softmax_map.submap(query, key, scale=1.0, impl=impl).sum(-1), torch.ones(2, 4, 9), rtol=1e-5, atol=0
     )
 
 
@@ -145,10 +145,10 @@ def test_extreme_scores_neither_overflow_nor_vanish(magnitude, impl):
 def test_rows_sum_to_one_so_that_mass_is_conserved(rule, impl):
     query, key, _ = draw(7, 9)
     rows = torch.ones(2, 4, 7, dtype=torch.float64)
-    torch.testing.assert_close(observe.key_mass(query, key, impl=impl, **rule).sum(-1), rows.sum(-1))
-    torch.testing.assert_close(observe.submap(query, key, impl=impl, **rule).sum(-1), rows)
-    torch.testing.assert_close(observe.mass_by_distance(query, key, (0, 1, 2), impl=impl, **rule).sum(-1), rows)
-    stats = observe.tile_stats(query, key, block_size=4, eps=1.0, impl=impl, **rule)
+    torch.testing.assert_close(softmax_map.key_mass(query, key, impl=impl, **rule).sum(-1), rows.sum(-1))
+    torch.testing.assert_close(softmax_map.submap(query, key, impl=impl, **rule).sum(-1), rows)
+    torch.testing.assert_close(softmax_map.mass_by_distance(query, key, (0, 1, 2), impl=impl, **rule).sum(-1), rows)
+    stats = softmax_map.tile_stats(query, key, block_size=4, eps=1.0, impl=impl, **rule)
     torch.testing.assert_close(stats.sum.sum((2, 3)), rows.sum(-1))
     assert (stats.below <= stats.visible).all()
 
@@ -164,15 +164,17 @@ def test_padding_changes_nothing_even_if_it_is_not_a_number(side, impl):
     key_mask = torch.cat(order(torch.ones(2, 9, dtype=torch.bool), torch.zeros(2, 4, dtype=torch.bool)), 1)
     kept = slice(0, 9) if side == "right" else slice(4, 13)
     rule = {"key_mask": key_mask, "impl": impl}
-    out, lse = observe.attention_with_lse(query, padded_key, padded_value, **rule)
+    out, lse = softmax_map.attention_with_lse(query, padded_key, padded_value, **rule)
     torch.testing.assert_close((out, lse), (expected[0], expected[1]))
-    mass = observe.key_mass(query, padded_key, **rule)
-    torch.testing.assert_close(mass[..., kept], observe.key_mass(query, key, impl=impl))
+    mass = softmax_map.key_mass(query, padded_key, **rule)
+    torch.testing.assert_close(mass[..., kept], softmax_map.key_mass(query, key, impl=impl))
     assert mass.sum() == mass[..., kept].sum()
     torch.testing.assert_close(
-        observe.row_stats(query, padded_key, **rule).entropy, observe.row_stats(query, key, impl=impl).entropy
+        softmax_map.row_stats(query, padded_key, **rule).entropy, softmax_map.row_stats(query, key, impl=impl).entropy
     )
-    torch.testing.assert_close(observe.mean_map(query, padded_key, **rule)[..., kept], observe.mean_map(query, key))
+    torch.testing.assert_close(
+        softmax_map.mean_map(query, padded_key, **rule)[..., kept], softmax_map.mean_map(query, key)
+    )
 
 
 def test_gradients_at_padding_are_zero_even_if_it_is_not_a_number():
@@ -181,8 +183,8 @@ def test_gradients_at_padding_are_zero_even_if_it_is_not_a_number():
     key_mask[1, 5:] = False
     key[1, :, 5:], value[1, :, 5:] = math.nan, math.nan
     leaves = [x.requires_grad_() for x in (query, key, value)]
-    out, lse = observe.attention_with_lse(*leaves, key_mask=key_mask)
-    mapped = observe.submap(query, key, key_mask=key_mask)
+    out, lse = softmax_map.attention_with_lse(*leaves, key_mask=key_mask)
+    mapped = softmax_map.submap(query, key, key_mask=key_mask)
     grads = torch.autograd.grad(out.sum() + lse.sum() + mapped.square().sum(), leaves)
     assert all(grad.isfinite().all() for grad in grads)
     assert not grads[1][1, :, 5:].any()
@@ -193,9 +195,12 @@ def test_later_tokens_do_not_reach_earlier_rows():
     query, key, value = draw()
     changed = [torch.cat([x[:, :, :6], 1e3 * x[:, :, 6:]], 2) for x in (query, key, value)]
     for read in (
-        lambda q, k, v: observe.attention_with_lse(q, k, v, causal=True),
-        lambda q, k, v: observe.row_stats(q, k, causal=True),
-        lambda q, k, v: (observe.submap(q, k, causal=True), observe.mass_by_distance(q, k, (0, 2), causal=True)),
+        lambda q, k, v: softmax_map.attention_with_lse(q, k, v, causal=True),
+        lambda q, k, v: softmax_map.row_stats(q, k, causal=True),
+        lambda q, k, v: (
+            softmax_map.submap(q, k, causal=True),
+            softmax_map.mass_by_distance(q, k, (0, 2), causal=True),
+        ),
     ):
         for before, after in zip(read(query, key, value), read(*changed), strict=True):
             torch.testing.assert_close(after[:, :, :6], before[:, :, :6], rtol=1e-12, atol=0)
@@ -215,19 +220,19 @@ def test_samples_and_heads_do_not_mix():
 
 def test_splitting_the_queries_splits_the_sums():
     query, key, _ = draw(7, 9)
-    whole = observe.key_mass(query, key, causal=True)
+    whole = softmax_map.key_mass(query, key, causal=True)
     # the last query is level with the last key, so earlier queries see a prefix of the keys
-    first = torch.nn.functional.pad(observe.key_mass(query[:, :, :3], key[:, :, :5], causal=True), (0, 4))
-    torch.testing.assert_close(first + observe.key_mass(query[:, :, 3:], key, causal=True), whole)
-    suffix = observe.suffix_key_mass(query, key, block_size=3, causal=True)
+    first = torch.nn.functional.pad(softmax_map.key_mass(query[:, :, :3], key[:, :, :5], causal=True), (0, 4))
+    torch.testing.assert_close(first + softmax_map.key_mass(query[:, :, 3:], key, causal=True), whole)
+    suffix = softmax_map.suffix_key_mass(query, key, block_size=3, causal=True)
     torch.testing.assert_close(suffix[:, :, 0], whole)
-    torch.testing.assert_close(suffix[:, :, 1], observe.key_mass(query[:, :, 3:], key, causal=True))
+    torch.testing.assert_close(suffix[:, :, 1], softmax_map.key_mass(query[:, :, 3:], key, causal=True))
 
 
 def test_splitting_the_keys_into_spans_splits_the_softmax():
     query, key, _ = draw()
-    whole = observe.row_stats(query, key, causal=True)
-    parts = [observe.row_stats(query, key, causal=True, span=span) for span in [(0, 4), (4, 9)]]
+    whole = softmax_map.row_stats(query, key, causal=True)
+    parts = [softmax_map.row_stats(query, key, causal=True, span=span) for span in [(0, 4), (4, 9)]]
     torch.testing.assert_close(torch.logaddexp(parts[0].lse, parts[1].lse), whole.lse)
     torch.testing.assert_close(torch.maximum(parts[0].max, parts[1].max), whole.max)
     share = [(part.lse - whole.lse).exp() for part in parts]
@@ -244,8 +249,8 @@ def test_equal_heads_of_a_group_and_repeated_keys_agree():
 
 def test_ties_go_to_the_first_key():
     query, key, _ = draw()
-    assert not observe.row_stats(torch.zeros_like(query), key).argmax.any()
-    assert (observe.row_stats(torch.zeros_like(query), key, span=(3, 9)).argmax == 3).all()
+    assert not softmax_map.row_stats(torch.zeros_like(query), key).argmax.any()
+    assert (softmax_map.row_stats(torch.zeros_like(query), key, span=(3, 9)).argmax == 3).all()
 
 
 def test_the_same_call_gives_the_same_bits():
@@ -256,8 +261,8 @@ def test_the_same_call_gives_the_same_bits():
 
 def test_lse_of_two_key_sets_merges_their_outputs():
     query, key, value = draw()
-    whole, lse = observe.attention_with_lse(query, key, value)
-    parts = [observe.attention_with_lse(query, key[:, :, s], value[:, :, s]) for s in (slice(0, 4), slice(4, 9))]
+    whole, lse = softmax_map.attention_with_lse(query, key, value)
+    parts = [softmax_map.attention_with_lse(query, key[:, :, s], value[:, :, s]) for s in (slice(0, 4), slice(4, 9))]
     merged = sum(out * (part - lse).exp()[..., None] for out, part in parts)
     torch.testing.assert_close(merged, whole)
 
@@ -270,7 +275,7 @@ def test_output_and_lse_equal_those_of_torch(dtype, masked):
     key_mask = torch.ones(2, 16, dtype=torch.bool)
     if masked:
         key_mask[0, 12:] = False
-    out, lse = observe.attention_with_lse(query, key, value, window=4, causal=True, key_mask=key_mask)
+    out, lse = softmax_map.attention_with_lse(query, key, value, window=4, causal=True, key_mask=key_mask)
     visible = torch.ones(16, 16).tril().bool() & ~torch.ones(16, 16).tril(-4).bool() & key_mask[:, None, None]
     by_sdpa = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=visible, enable_gqa=True)
     assert_close(out[visible.any(-1).expand(2, 4, 16)], by_sdpa.double()[visible.any(-1).expand(2, 4, 16)], length=48)
@@ -293,42 +298,35 @@ def test_gradients_match_finite_differences(rule, monkeypatch):
     query, key, value = leaves
     rows, columns = torch.tensor([2, 0, 2]), torch.tensor([[3, 1, 1]])
     check = functools.partial(torch.autograd.gradcheck, fast_mode=False)
-    assert check(lambda q, k: observe.mean_map(q, k, **rule), (query, key))
-    assert check(lambda q, k: observe.submap(q, k, rows, columns, **rule), (query, key))
-    assert check(lambda q, k: observe.submap(q, k, None, columns, reduce="mean_heads", **rule), (query, key))
-    assert check(lambda q, k: observe.submap(q, k, rows, **rule), (query, key))
+    assert check(lambda q, k: softmax_map.mean_map(q, k, **rule), (query, key))
+    assert check(lambda q, k: softmax_map.submap(q, k, rows, columns, **rule), (query, key))
+    assert check(lambda q, k: softmax_map.submap(q, k, None, columns, reduce="mean_heads", **rule), (query, key))
+    assert check(lambda q, k: softmax_map.submap(q, k, rows, **rule), (query, key))
 
     def finite(*inputs):
-        out, lse = observe.attention_with_lse(*inputs, **rule)
+        out, lse = softmax_map.attention_with_lse(*inputs, **rule)
         return out, lse.masked_fill(lse == -math.inf, 0)
 
     assert check(finite, (query, key, value))
     assert check(lambda *inputs: finite(*inputs)[0], (query, key, value))
 
 
-def test_memory_grows_with_the_tokens_not_with_their_square():
-    def entries(tokens, **options):
-        query, key, _ = draw(tokens, tokens, batch=1, heads=1, key_heads=1, dtype=torch.float32)
-        largest = 0
-
-        class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-                nonlocal largest
-                result = function(*args, **(kwargs or {}))
-                for tensor in torch.utils._pytree.tree_leaves(result):
-                    if isinstance(tensor, torch.Tensor):
-                        largest = max(largest, tensor.untyped_storage().nbytes() // tensor.element_size())
-                return result
-
-        with Watch():
-            observe.key_mass(query, key, **options)
-            observe.row_stats(query, key, **options)
-            observe.tile_stats(query, key, block_size=64, eps=0.1, **options)
-            observe.mass_by_distance(query, key, (0, 8), **options)
-            observe.logit_by_distance(query, key, (0, 8), **options)
-            observe.submap(query, key, torch.arange(3), torch.arange(3), **options)
-            observe.attention_with_lse(query, key, key[..., :3], **options)
-        return largest
-
-    assert entries(2048) <= 2 * tiles.TILE_ENTRIES
-    assert entries(2048, impl="reference") >= 2048**2  # the watch sees the map where there is one
+@pytest.mark.parametrize("rule", [{}, {"causal": True}], ids=str)
+def test_memory_is_far_below_the_map(rule):
+    query, key, _ = draw(1024, 1024, batch=1, dtype=torch.float32)
+    entries = 4 * 1024**2 * 4  # bytes of the map of four heads
+    for read in (
+        lambda: softmax_map.attention_with_lse(query, key, key, **rule),
+        lambda: softmax_map.attention_with_lse(query, key, key[..., :3], **rule),
+        lambda: softmax_map.key_moments(query, key, **rule),
+        lambda: softmax_map.suffix_key_mass(query, key, block_size=128, **rule),
+        lambda: softmax_map.row_stats(query, key, **rule),
+        lambda: softmax_map.submap(query, key, torch.arange(3), torch.arange(3), **rule),
+        lambda: softmax_map.tile_stats(query, key, block_size=64, eps=0.1, **rule),
+        lambda: softmax_map.mass_by_distance(query, key, (0, 8), **rule),
+        lambda: softmax_map.logit_by_distance(query, key, (0, 8), **rule),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tiles, "TILE_ENTRIES", 2**14)
+            assert peak_memory(read) < entries / 16
+    assert peak_memory(lambda: softmax_map.key_mass(query, key, impl="reference", **rule)) > entries

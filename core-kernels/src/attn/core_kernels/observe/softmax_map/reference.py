@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attn.core_kernels.observe.results import RowStats, TileStats
+from attn.core_kernels.heads import repeat_heads
+from attn.core_kernels.observe.softmax_map.results import RowStats, TileStats
 from attn.core_kernels.visibility import Visibility
 
 
 def softmax_map(query: Tensor, key: Tensor, scale: float, visibility: Visibility) -> tuple[Tensor, Tensor, Tensor]:
     """The map ``softmax(scale * query @ key.T)`` over visible keys, the logits with -inf elsewhere, the log-sum-exp."""
     precision = torch.promote_types(query.dtype, torch.float32)
-    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    key = repeat_heads(key, query.shape[1])
     visible = visibility.whole_mask(query.device)
     logits = (scale * query.to(precision) @ key.to(precision).mT).masked_fill(~visible, -torch.inf)
     sees_none = ~visible.any(-1, keepdim=True)
@@ -29,7 +30,7 @@ def attention_with_lse(
 ) -> tuple[Tensor, Tensor]:
     """The attention output and the log-sum-exp of the rows."""
     probability, _, lse = softmax_map(query, key, scale, visibility)
-    value = value.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    value = repeat_heads(value, query.shape[1])
     return (probability @ value.to(probability.dtype)).to(query.dtype), lse
 
 

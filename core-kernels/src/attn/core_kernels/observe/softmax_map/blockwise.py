@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attn.core_kernels.observe.tiles import (
+from attn.core_kernels.observe.softmax_map.tiles import (
     LogitGradients,
     LogitTiles,
     Tile,

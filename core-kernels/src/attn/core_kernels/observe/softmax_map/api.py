@@ -17,8 +17,8 @@ from torch import Tensor
 
 from attn.core_kernels.checks import check_number, check_query_key, check_scale, check_size, check_value
 from attn.core_kernels.implementations import Impl, choose_implementation
-from attn.core_kernels.observe import blockwise, reference
-from attn.core_kernels.observe.results import KeyMoments, RowStats, TileStats
+from attn.core_kernels.observe.softmax_map import blockwise, reference
+from attn.core_kernels.observe.softmax_map.results import KeyMoments, RowStats, TileStats
 from attn.core_kernels.visibility import Visibility, make_visibility
 
 Reduce = Literal["none", "mean_heads"]
