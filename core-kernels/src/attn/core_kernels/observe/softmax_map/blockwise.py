@@ -510,7 +510,7 @@ def submap(
             chosen = probability.gather(-1, index).mul_(inside)
             _accumulate(total, chosen, tile.heads, key.shape[1], tile.rows, slice(0, width))
     lse = split_heads(lse, key.shape[1])
-    return (total / query.shape[1] if mean_heads else split_heads(total, key.shape[1])), lse
+    return (total.div_(query.shape[1]) if mean_heads else split_heads(total, key.shape[1])), lse
 
 
 def _column_index(columns: Tensor, tile: Tile, key_heads: int) -> tuple[Tensor, Tensor]:
@@ -551,12 +551,12 @@ def submap_backward(
     tiles = LogitTiles(query, key, scale, visibility)
     gradients = LogitGradients(tiles)
     lse = merge_heads(lse, key_heads)
-    grad = grad / query.shape[1] if mean_heads else merge_heads(grad, key_heads)
+    grad = grad if mean_heads else merge_heads(grad, key_heads)
     for tile in tiles:
         exponentiate_(tile.logits, lse[tile.heads, :, tile.rows])
         if mean_heads:
             batch = torch.arange(tile.heads.start, tile.heads.stop, device=grad.device) // key_heads
-            upstream = grad[batch, tile.rows][:, None]
+            upstream = grad[batch, tile.rows][:, None] / query.shape[1]
         else:
             upstream = grad[tile.heads, :, tile.rows]
         if columns is None:
