@@ -90,14 +90,6 @@ class LinearAttention(nn.Module):
             query_features, key_features, value, key_mask=key_mask, state=state, return_state=True
         )
         return cast(tuple[Tensor, LinearState], result)
-=======
-            return linear_attention(query_features, key_features, value, causal=False, key_mask=key_mask), None
-        if state is not None and query.shape[-2] == 1:
-            if key_mask is not None:
-                key_features = key_features * key_mask[:, None, :, None]
-            return linear_attention_step(query_features, key_features, value, state)
-        return linear_attention(query_features, key_features, value, key_mask=key_mask, state=state, return_state=True)
->>>>>>> hedgehog-adapters
 
 
 class ConvertedAttention(LinearAttention):
