@@ -28,7 +28,7 @@ class LinearCacheLayer(CacheLayerMixin):
         self.state: LinearState | None = None
         self.tokens = 0
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:  # noqa: ARG002
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to allocate: the state comes from the first tokens."""
         self.is_initialized = True
 
@@ -36,8 +36,8 @@ class LinearCacheLayer(CacheLayerMixin):
         self,
         key_states: Tensor,
         value_states: Tensor,
-        *args: Any,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
         """Count the new tokens and return their keys and values alone; attention adds them to the state."""
         self.is_initialized = True

@@ -96,7 +96,7 @@ class FeatureMap(nn.Module):
         """The features of the pre-activations u ``[batch, heads, tokens, feature_dim]`` (float32 or float64)."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Features ``[batch, heads, tokens, num_features]`` of x, in float32 (float64 for float64).
 
         Half-precision inputs are projected in their own or the weights' precision and activated in float32, because

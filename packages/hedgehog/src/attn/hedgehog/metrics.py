@@ -72,7 +72,7 @@ class LanguageModelMetrics(TaskMetrics):
     def __init__(self) -> None:
         super().__init__({"nats": NatsPerToken(), "perplexity": TokenPerplexity()})
 
-    def observe(self, model: nn.Module, batch: dict[str, Tensor], output: Any) -> None:  # noqa: ARG002
+    def observe(self, model: nn.Module, batch: dict[str, Tensor], output: Any) -> None:
         """Score every label by the logits of the token before it."""
         self.update(output.logits[:, :-1], batch["labels"][:, 1:])
 
@@ -87,7 +87,7 @@ class RecallMetrics(TaskMetrics):
     def __init__(self, values: int = 20) -> None:
         super().__init__({"accuracy": MulticlassAccuracy(values, average="micro", ignore_index=IGNORED)})
 
-    def observe(self, model: nn.Module, batch: dict[str, Tensor], output: Any) -> None:  # noqa: ARG002
+    def observe(self, model: nn.Module, batch: dict[str, Tensor], output: Any) -> None:
         """Compare the likeliest value of each token with its label."""
         self.update(output.logits.argmax(dim=-1), batch["labels"])
 
@@ -113,7 +113,7 @@ class ClassificationMetrics(TaskMetrics):
         )
         super().__init__(metrics)
 
-    def observe(self, model: nn.Module, batch: dict[str, Tensor], output: Any) -> None:  # noqa: ARG002
+    def observe(self, model: nn.Module, batch: dict[str, Tensor], output: Any) -> None:
         """Compare the likeliest class of each sequence with its label."""
         self.update(output.logits.argmax(dim=-1), batch["labels"])
 
@@ -127,7 +127,7 @@ class RegressionMetrics(TaskMetrics):
             spearman = SpearmanCorrCoef()
         super().__init__({"pearson": PearsonCorrCoef(), "spearman": spearman}, compute_groups=False)
 
-    def observe(self, model: nn.Module, batch: dict[str, Tensor], output: Any) -> None:  # noqa: ARG002
+    def observe(self, model: nn.Module, batch: dict[str, Tensor], output: Any) -> None:
         """Compare the single logit of each sequence with its label."""
         self.update(output.logits.squeeze(-1).float(), batch["labels"].float())
 
@@ -149,7 +149,7 @@ class SummaryMetrics(TaskMetrics):
         self.tokenizer = AutoTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, str) else tokenizer
         self.max_new_tokens = max_new_tokens
 
-    def observe(self, model: nn.Module, batch: dict[str, Tensor], output: Any) -> None:  # noqa: ARG002
+    def observe(self, model: nn.Module, batch: dict[str, Tensor], output: Any) -> None:
         """Generate a summary for each prompt and compare it with the reference."""
         labels, visible = batch["labels"], batch["attention_mask"].bool()
         prompts = [

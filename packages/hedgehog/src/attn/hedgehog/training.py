@@ -98,7 +98,7 @@ class AttentionDistiller(TrainableStateModule):
         self.best_maps: dict[str, Tensor] = {}
         self._before: _ModelState | None = None
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002
+    def setup(self, stage: str) -> None:
         """Put the layers in mode ``"distill"`` and freeze all but the maps."""
         self._before = _ModelState.of(self.model)
         self.model.requires_grad_(False)
@@ -116,7 +116,7 @@ class AttentionDistiller(TrainableStateModule):
         """Switch dropout off: the teacher is the model as it predicts."""
         self.model.eval()
 
-    def teardown(self, stage: str) -> None:  # noqa: ARG002
+    def teardown(self, stage: str) -> None:
         """Give the model back as it came, but for the maps."""
         if self._before is not None:
             self._before.restore()
@@ -129,17 +129,17 @@ class AttentionDistiller(TrainableStateModule):
         run(self.model, {name: tensor for name, tensor in batch.items() if name != "labels"})
         return torch.stack([layer.distillation_loss for layer in self.layers if layer.distillation_loss is not None])
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The mean loss over layers."""
         loss = self.distillation_losses(batch).mean()
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log ``eval_loss``, ``eval_kl`` (nats; not for ``"output_mse"``) and ``eval_loss/layer_<i>``."""
         self._evaluate(batch, "eval")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As `validation_step`, with names that begin with ``test``."""
         self._evaluate(batch, "test")
 
@@ -262,21 +262,21 @@ class HedgehogFinetune(TrainableStateModule):
         """Switch dropout on: Lightning leaves a model in evaluation mode if that is how it was loaded."""
         self.model.train()
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The model's loss."""
         loss: Tensor = run(self.model, batch).loss
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log ``eval_loss`` and the metrics as ``eval_<name>``."""
         self._evaluate(batch, "eval_loss", self.eval_loss, self.eval_metrics)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Log ``test_loss`` and the metrics as ``test_<name>``."""
         self._evaluate(batch, "test_loss", self.test_loss, self.test_metrics)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The logits."""
         logits: Tensor = run(self.model, batch).logits
         return logits
