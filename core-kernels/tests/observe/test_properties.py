@@ -191,6 +191,16 @@ def test_gradients_at_padding_are_zero_even_if_it_is_not_a_number():
     assert not grads[2][1, :, 5:].any()
 
 
+@pytest.mark.parametrize("order", [(0, 1, 3, 2), (0, 2, 1, 3), (3, 0, 2, 1)], ids=str)
+def test_strides_do_not_matter(order):
+    inputs = draw()
+    back = [order.index(axis) for axis in range(4)]
+    strided = [x.permute(order).contiguous().permute(back) for x in inputs]
+    assert_all_close(read_all(*strided, causal=True), read_all(*inputs, causal=True))
+    shared = [x[:1, :1].expand_as(x) for x in inputs]
+    assert_all_close(read_all(*shared), read_all(*(x.contiguous() for x in shared)))
+
+
 def test_later_tokens_do_not_reach_earlier_rows():
     query, key, value = draw()
     changed = [torch.cat([x[:, :, :6], 1e3 * x[:, :, 6:]], 2) for x in (query, key, value)]
