@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from registry import BENCHMARKS, Benchmark, Candidate
 
-from attn.core_kernels.testing import peak_memory, tolerance
+from attn.core_kernels.counting import peak_memory
+from attn.core_kernels.testing import tolerance
 
 ROUNDS = 7
 COLUMNS = [

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attn.core_kernels.testing import assert_close, peak_memory, tolerance
+from attn.core_kernels.testing import assert_close, tolerance
 
 
 @pytest.mark.usefixtures("poisoned_memory")
