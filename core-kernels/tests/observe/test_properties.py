@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
+from attn.core_kernels.counting import peak_memory
 from attn.core_kernels.observe import softmax_map
 from attn.core_kernels.observe.softmax_map import tiles
-from attn.core_kernels.counting import peak_memory
 from attn.core_kernels.testing import assert_close
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
