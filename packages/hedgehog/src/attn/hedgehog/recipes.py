@@ -1,4 +1,4 @@
-"""``hedgehog-bytes``: a small pretrained language model of Llama's class, over bytes, on which conversions are tested."""
+"""``hedgehog-bytes``: a small pretrained language model of Llama's class, over bytes, to test conversions on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
