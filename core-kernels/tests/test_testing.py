@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from attn.core_kernels.counting import peak_memory
 from attn.core_kernels.testing import assert_close, tolerance
 
 
