@@ -59,6 +59,5 @@ def _converted_class(model_class: type[PreTrainedModel], record: dict[str, Any])
         "__init__": initialize,
         "__module__": model_class.__module__,
         "__qualname__": model_class.__qualname__,
-        "_keep_in_fp32_modules_strict": {*(model_class._keep_in_fp32_modules_strict or ()), "hedgehog"},
     }
     return type(model_class.__name__, (model_class,), attributes)
