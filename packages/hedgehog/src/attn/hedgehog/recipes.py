@@ -1,4 +1,4 @@
-"""``hedgehog-bytes``: the small pretrained language model that conversions are tested on, of Llama's class, over bytes."""
+"""``hedgehog-bytes``: a small pretrained language model of Llama's class, over bytes, to test conversions on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

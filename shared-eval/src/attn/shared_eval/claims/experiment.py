@@ -62,7 +62,7 @@ class Context:
     def kept(self, name: str, measure: Callable[[], float]) -> float:
         """The number that `measure` returns, taken from an earlier run of this code if that was killed after it.
 
-        For the parts of a long experiment; each must seed what it draws, so that it does not depend on the parts before.
+        For the parts of a long experiment. Each must seed what it draws, so as not to depend on the parts before.
 
         Args:
             name: of the part, unique in the experiment.
