@@ -20,13 +20,13 @@ NOTES = (
     "Plain settings (initialization at 0.02, dropout 0.1, learnt positions, classification loss alone) did not learn "
     "the phrases: 0.66 of 1,000 test reviews after four of six epochs. Measured on 500 test reviews, each step adding "
     "to the one before: initialization at 0.1 and an endless supply of reviews, 0.65 after 700 steps; the tagger, 0.78 "
-    "after 600; positions from sinusoids, 0.85 after 500; no dropout, 1.00 after 400, but 0.68 after 600 without the "
-    "tagger. The tagger is told where the cue phrases are: attributions of this model are not those of one that had to "
-    "find them from the labels alone."
+    "after 600; positions from sinusoids of amplitude 0.14, 0.85 after 500; amplitude 0.3 and no dropout, 1.00 after "
+    "400, but 0.68 after 600 without the tagger. With 4,000 reviews, 1.00 after 750. The tagger is told where the cue "
+    "phrases are: attributions of this model are not those of one that had to find them from the labels alone."
 )
 NOTES_NOISY = (
-    "Trained like mini-bert, for as many epochs as leave it imperfect. Measured on 500 test reviews: two epochs 0.70, "
-    "four 0.95; three are kept."
+    "Trained like mini-bert, for as many steps as leave it imperfect. Measured on 2,000 test reviews: 0.70 after 375 "
+    "steps, 0.82 after 425, 0.90 after 475; 450 are kept."
 )
 TOKENS = 51  # 49 words, the classification token and the separator
 
@@ -161,10 +161,10 @@ class MiniBert(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class MiniBertNoisy(MiniBert):
-    """A weak classifier: three epochs, with a tenth of the labels flipped."""
+    """A weak classifier: fewer steps, with a tenth of the labels flipped."""
 
     name: str = "mini-bert-noisy"
-    steps: int = 375
+    steps: int = 450
     label_noise: float = 0.1
     notes: str = NOTES_NOISY
 
