@@ -91,7 +91,7 @@ class Recipe(ABC):
         """
         return nn.ModuleDict()
 
-    def training_loss(self, model: nn.Module, heads: nn.ModuleDict, batch: dict[str, Tensor]) -> Tensor:  # noqa: ARG002
+    def training_loss(self, model: nn.Module, heads: nn.ModuleDict, batch: dict[str, Tensor]) -> Tensor:
         """The loss that is minimized: `loss`, and what the auxiliary heads add to it."""
         return self.loss(model, batch)
 

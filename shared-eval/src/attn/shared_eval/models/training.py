@@ -49,12 +49,12 @@ class RecipeModule(LightningModule):
             torch.manual_seed(recipe.seed)
             self.heads = recipe.heads()
 
-    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:  # noqa: ARG002
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Seed dropout and the like by the batch's number: a resumed run needs no generator's state."""
         key = f"{self.recipe.seed}/{batch_idx}/{self.global_rank}"
         torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]))
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The recipe's training loss."""
         loss = self.recipe.training_loss(self.model, self.heads, batch)
         self.log("loss", loss, prog_bar=True)
