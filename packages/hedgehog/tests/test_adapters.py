@@ -442,6 +442,11 @@ def test_other_attention_implementations_are_refused(tiny_model):
         convert(tiny_model("llama", attention="flex_attention"))
 
 
+def test_gpt2s_own_upcast_attention_is_refused(tiny_model):
+    with pytest.raises(NotImplementedError, match="model must not have reorder_and_upcast_attn with eager attention"):
+        convert(tiny_model("gpt2", attention="eager", reorder_and_upcast_attn=True))
+
+
 def test_masks_that_sums_cannot_express_are_refused(tiny_model, batch_for):
     model = convert(tiny_model("llama"))
     ids = batch_for(model)["input_ids"]

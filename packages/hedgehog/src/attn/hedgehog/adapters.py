@@ -69,6 +69,10 @@ def convert(
     if not chosen:
         raise ValueError("layers must name at least one layer, got none")
     softmax = model.config._attn_implementation
+    if softmax == "eager" and getattr(model.config, "reorder_and_upcast_attn", False):
+        raise NotImplementedError(
+            "model must not have reorder_and_upcast_attn with eager attention: load it with 'sdpa'"
+        )
     name = register(softmax)
     attentions = {index: _converted_attention(found[index][1], feature_map, map_options) for index in chosen}
     hooks = [model.base_model.register_forward_pre_hook(_prepare_call, with_kwargs=True)]
@@ -77,7 +81,8 @@ def convert(
         module.hedgehog = attention
         hooks.append(module.register_forward_pre_hook(_prepare_cache, with_kwargs=True))
     model.hedgehog_conversion = Conversion(softmax, hooks)  # type: ignore[assignment]
-    model.set_attn_implementation(name)
+    # Not set_attn_implementation, which only warns where it cannot read a class's source (notebooks).
+    model.config._attn_implementation = name
     model.config.attn_implementation = LOAD_WITH
     model.config.hedgehog = {"feature_map": feature_map, "layers": chosen, "map_options": map_options}
     return model
@@ -98,7 +103,7 @@ def revert(model: PreTrainedModel) -> PreTrainedModel:
         if hasattr(module, "hedgehog"):
             del module.hedgehog
     del model.hedgehog_conversion, model.config.attn_implementation, model.config.hedgehog
-    model.set_attn_implementation(conversion.softmax)
+    model.config._attn_implementation = conversion.softmax
     return model
 
 
