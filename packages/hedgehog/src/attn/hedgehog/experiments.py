@@ -117,7 +117,6 @@ def recall_conversion(context: Context) -> Outcome:
         "hedgehog": ("hedgehog", {}, "own"),
         "t2r": ("t2r", {}, "own"),
         "t2r_without_bias": ("t2r", {"bias": False}, "own"),
-        "exp_dim": ("hedgehog", {"activation": "exp_dim"}, "own"),
         "shuffled": ("hedgehog", {}, "shuffled"),
     }
     steps = _Steps(
@@ -167,7 +166,7 @@ def draw_spikiness_and_order(outcomes: Sequence[Outcome]) -> Figure:
 @recall_conversion.plot("mimicry.png")
 def draw_mimicry(outcomes: Sequence[Outcome]) -> Figure:
     """Divergence from softmax and accuracy right after the swap."""
-    names = ["hedgehog", "exp_dim", "t2r", "taylor", "hedgehog_undistilled", "t2r_undistilled", "elu", "shuffled"]
+    names = ["hedgehog", "t2r", "t2r_without_bias", "taylor", "hedgehog_undistilled", "t2r_undistilled", "elu", "shuffled"]
     return plots.two_panels(
         outcomes,
         ({f"kl_{name}": name for name in names}, "KL divergence from softmax rows, nats"),
