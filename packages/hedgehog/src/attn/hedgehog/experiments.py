@@ -117,7 +117,6 @@ def recall_conversion(context: Context) -> Outcome:
         "hedgehog": ("hedgehog", {}, "own"),
         "t2r": ("t2r", {}, "own"),
         "t2r_without_bias": ("t2r", {"bias": False}, "own"),
-        "exp_dim": ("hedgehog", {"activation": "exp_dim"}, "own"),
         "shuffled": ("hedgehog", {}, "shuffled"),
     }
     steps = _Steps(
@@ -167,7 +166,8 @@ def draw_spikiness_and_order(outcomes: Sequence[Outcome]) -> Figure:
 @recall_conversion.plot("mimicry.png")
 def draw_mimicry(outcomes: Sequence[Outcome]) -> Figure:
     """Divergence from softmax and accuracy right after the swap."""
-    names = ["hedgehog", "exp_dim", "t2r", "taylor", "hedgehog_undistilled", "t2r_undistilled", "elu", "shuffled"]
+    distilled = ["hedgehog", "t2r", "t2r_without_bias", "shuffled"]
+    names = [*distilled, "taylor", "hedgehog_undistilled", "t2r_undistilled", "elu"]
     return plots.two_panels(
         outcomes,
         ({f"kl_{name}": name for name in names}, "KL divergence from softmax rows, nats"),
@@ -232,8 +232,8 @@ def text_conversion(context: Context) -> Outcome:
 @text_conversion.plot("text_conversion.png")
 def draw_text_conversion(outcomes: Sequence[Outcome]) -> Figure:
     """Loss right after the swap and after finetuning."""
-    swapped = {"swap_hedgehog": "hedgehog", "swap_t2r": "t2r", "swap_undistilled": "hedgehog, undistilled"}
-    swapped |= {"swap_elu": "elu", "swap_shuffled": "hedgehog, shuffled teacher"}
+    swapped = {"swap_hedgehog": "hedgehog", "swap_t2r": "t2r", "swap_undistilled": "hedgehog_undistilled"}
+    swapped |= {"swap_elu": "elu", "swap_shuffled": "shuffled"}
     tuned = {"softmax": "softmax", "tuned_hedgehog": "hedgehog", "tuned_t2r": "t2r", "tuned_elu": "elu"}
     return plots.two_panels(
         outcomes,
