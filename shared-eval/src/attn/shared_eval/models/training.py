@@ -47,7 +47,7 @@ class RecipeModule(LightningModule):
         self.model = seeded_build(recipe).train()
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
-            self.heads = recipe.heads()
+            self.heads = recipe.auxiliary_heads()
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Seed dropout and the like by the batch's number: a resumed run needs no generator's state."""

@@ -7,7 +7,10 @@ from attn.shared_eval.models.recipe import find_recipe, registered_recipes
 
 
 def users(name: str) -> list[str]:
-    """Papers (folder names in ``packages``) that load the model of this name, from ``users.toml``."""
+    """Papers (folder names in ``packages``) that load the model of this name: from ``users.toml``, or its owner."""
+    owner = find_recipe(name).package
+    if owner != __package__:
+        return [owner.removeprefix("attn.").replace("_", "-")]
     table = tomllib.loads(importlib.resources.files(__package__).joinpath("users.toml").read_text(encoding="utf-8"))
     return list(table.get(name, {}).get("papers", []))
 

@@ -39,7 +39,7 @@ class MiniBert(Recipe):
     class, or in none. Without it the phrases were not learnt within these steps.
 
     Args:
-        hidden_size, layers, heads_per_layer, intermediate_size: of the encoder.
+        hidden_size, layers, heads, intermediate_size: of the encoder.
         train_reviews: size of the training set.
         label_noise: share of the training labels that are flipped; test labels are clean.
     """
@@ -51,7 +51,7 @@ class MiniBert(Recipe):
     learning_rate: float = 1e-3
     hidden_size: int = 96
     layers: int = 3
-    heads_per_layer: int = 4
+    heads: int = 4
     intermediate_size: int = 256
     train_reviews: int = 4000
     label_noise: float = 0.0
@@ -73,7 +73,7 @@ class MiniBert(Recipe):
             vocab_size=512,
             hidden_size=self.hidden_size,
             num_hidden_layers=self.layers,
-            num_attention_heads=self.heads_per_layer,
+            num_attention_heads=self.heads,
             intermediate_size=self.intermediate_size,
             max_position_embeddings=96,
             pad_token_id=self.tokenizer.pad_token_id,
@@ -114,7 +114,7 @@ class MiniBert(Recipe):
         """Cross-entropy of the two classes."""
         return model(**{name: column for name, column in batch.items() if name != "tags"}).loss
 
-    def heads(self) -> nn.ModuleDict:
+    def auxiliary_heads(self) -> nn.ModuleDict:
         """The tagger of words."""
         return nn.ModuleDict({"tagger": nn.Linear(self.hidden_size, 3)})
 
@@ -143,7 +143,7 @@ class MiniBert(Recipe):
             steps=3,
             hidden_size=32,
             layers=1,
-            heads_per_layer=2,
+            heads=2,
             intermediate_size=32,
             train_reviews=64,
             batch_size=16,
