@@ -78,7 +78,9 @@ def cost(outcome: Outcome) -> Figure:
         figure.subplots(1, 2), ("flops", "bytes"), ("floating-point operations", "peak memory, bytes"), strict=True
     ):
         for name in ("softmax", "hedgehog"):
-            axes.loglog(outcome.arrays["tokens"], outcome.arrays[f"{quantity}_{name}"], "o-", label=LABELS[name], base=2)
+            axes.loglog(
+                outcome.arrays["tokens"], outcome.arrays[f"{quantity}_{name}"], "o-", label=LABELS[name], base=2
+            )
         axes.set_xlabel("tokens")
         axes.set_title(title)
         axes.legend()
@@ -88,7 +90,9 @@ def cost(outcome: Outcome) -> Figure:
 def _draw_bars(axes: Axes, outcomes: Sequence[Outcome], bars: Bars, title: str) -> None:
     values = np.array([[outcome.figures[name] for outcome in outcomes] for name in bars])
     positions = np.arange(len(bars))
-    colors = [COLORS[0] if label == "softmax" else COLORS[1] if label == "hedgehog" else "0.7" for label in bars.values()]
+    colors = [
+        COLORS[0] if label == "softmax" else COLORS[1] if label == "hedgehog" else "0.7" for label in bars.values()
+    ]
     axes.barh(positions, values.mean(axis=1), color=colors)
     for seed in range(values.shape[1]):
         axes.plot(values[:, seed], positions, "k.", markersize=4)
