@@ -15,7 +15,6 @@ from attn.hedgehog.recall import RecallModel
 from attn.hedgehog.training import (
     AttentionDistiller,
     HedgehogFinetune,
-    Lora,
     converted_causal_lm,
     load_maps,
     map_parameters,
@@ -171,7 +170,7 @@ class Tokens(LightningDataModule):
 
 @pytest.mark.parametrize(("converted", "train_maps"), [(True, True), (True, False), (False, True)])
 def test_lora_trains_adapters_and_if_wanted_maps(converted, train_maps):
-    module = HedgehogFinetune(language_model(converted), lora=Lora(rank=2), train_maps=train_maps)
+    module = HedgehogFinetune(language_model(converted), lora={"rank": 2}, train_maps=train_maps)
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     adapters = {name for name in trained if "lora" in name}
     assert len(adapters) == 2 * 2 * 2  # A and B of the fused and the output projection in two layers
@@ -260,4 +259,4 @@ def test_an_error_names_the_argument():
     with pytest.raises(ValueError, match="model must have feature maps with parameters to train, got maps without any"):
         AttentionDistiller(model("taylor"))
     with pytest.raises(TypeError, match=r"model must have self-attention of one of the classes .*, got a RecallModel"):
-        HedgehogFinetune(model(), lora=Lora())
+        HedgehogFinetune(model(), lora={})

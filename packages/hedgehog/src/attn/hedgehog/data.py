@@ -1,15 +1,21 @@
-"""Data modules: packed recall, text, GLUE and SAMSum, in batches that a killed run takes up again."""
+"""Data modules: packed recall, text, GLUE, SAMSum and images, in batches that a killed run takes up again."""
 
+import io
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
+from itertools import accumulate
+from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
+import PIL.Image
+import pyarrow.parquet
 import torch
 import torch.distributed
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
 
 from attn.hedgehog.metrics import IGNORED
 from attn.shared_eval.data import (
@@ -120,6 +126,8 @@ class Batches:
 
     def _permutation(self) -> list[int]:
         generator = torch.Generator().manual_seed(self.seed * 2**20 + self.epoch)
+        if isinstance(self.dataset, ParquetImages):
+            return self.dataset.permutation(generator)
         return torch.randperm(len(self.dataset), generator=generator).tolist()
 
     def state_dict(self) -> dict[str, int]:
@@ -321,10 +329,16 @@ class LocalTextData(TaskData):
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers, seed=seed)
         self.folder, self.context, self.column = folder, context, column
+        self._windows: dict[Split, SizedDataset] = {}
         self.tokenizer = byte_tokenizer() if tokenizer == "bytes" else AutoTokenizer.from_pretrained(tokenizer)
 
     def examples(self, split: Split) -> SizedDataset:
-        """The windows of a split: its lines, each with its line end, one after the other."""
+        """The windows of a split: its lines, each with its line end, one after the other; kept once they are made."""
+        if split not in self._windows:
+            self._windows[split] = self._make_windows(split)
+        return self._windows[split]
+
+    def _make_windows(self, split: Split) -> SizedDataset:
         lines = [line + "\n" for line in load_text(self.folder, split, column=self.column)]
         tokens: list[Tensor] = []
         for start in range(0, len(lines), 1000):
@@ -430,6 +444,121 @@ class SamsumData(TaskData):
         return partial(summary_batch, tokenizer=self.tokenizer, prompt=self.prompt, max_length=self.max_length)
 
 
+class ImageData(TaskData):
+    """Images and their classes (ImageNet), made ready by the model's image processor, without augmentation.
+
+    The test split is the validation split, whose labels are public.
+
+    Args:
+        folder: holds the hub's parquet files (columns ``image`` and ``label``), in it or in its folder ``data``; or a
+            folder for each split, with a folder of image files for each class, numbered in order of name.
+        processor: folder or name of the image processor.
+        batch_size: images in a batch, over all devices.
+        eval_batch_size: the same in evaluation; None is batch_size.
+        num_workers: processes that load.
+        seed: of the order of the training images.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        processor: str,
+        *,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers, seed=seed)
+        self.folder = Path(folder)
+        self.processor = AutoImageProcessor.from_pretrained(processor, backend="pil")
+
+    def examples(self, split: Split) -> SizedDataset:
+        """The images of a split.
+
+        Raises:
+            FileNotFoundError: if there are none.
+        """
+        names = ("train",) if split == "train" else ("validation", "val")
+        for name in names:
+            for place in (self.folder / "data", self.folder):
+                if files := sorted(place.glob(f"{name}-*.parquet")):
+                    return ParquetImages(files)
+            if files := sorted(file for file in (self.folder / name).glob("*/*") if file.is_file()):
+                return FolderImages(files)
+        raise FileNotFoundError(f"{self.folder} must hold {names[0]}-*.parquet or {names[0]}/<class>/, has neither")
+
+    def collate(self) -> Callable[[Any], Batch]:
+        """Pixel values, and classes as labels."""
+        return partial(image_batch, processor=self.processor)
+
+
+Image = tuple[PIL.Image.Image, int]  # and its class
+
+
+class FolderImages(Dataset[Image]):
+    """Image files, a folder for each class: class i is the i-th folder in order of name.
+
+    Args:
+        files: of all classes.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = files
+        self.classes = {name: number for number, name in enumerate(sorted({file.parent.name for file in files}))}
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, item: int) -> Image:
+        with PIL.Image.open(self.files[item]) as image:
+            return image.convert("RGB"), self.classes[self.files[item].parent.name]
+
+
+class ParquetImages(Dataset[Image]):
+    """Images in the hub's parquet files, which are read by row groups (about a hundred rows).
+
+    Args:
+        files: in order.
+    """
+
+    pooled = 16  # row groups that are shuffled together, and kept in memory
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.groups: list[tuple[Path, int]] = []
+        sizes: list[int] = []
+        for file in files:
+            with pyarrow.parquet.ParquetFile(file) as table:
+                self.groups += [(file, number) for number in range(table.num_row_groups)]
+                sizes += [table.metadata.row_group(number).num_rows for number in range(table.num_row_groups)]
+        self.stops = list(accumulate(sizes))
+
+    def __len__(self) -> int:
+        return self.stops[-1]
+
+    def __getitem__(self, item: int) -> Image:
+        number = bisect_right(self.stops, item)
+        row = _row_group(*self.groups[number])[item - self.stops[number]]  # counted from the end
+        with PIL.Image.open(io.BytesIO(row["image"]["bytes"])) as image:
+            return image.convert("RGB"), row["label"]
+
+    def permutation(self, generator: torch.Generator) -> list[int]:
+        """An order in which row groups are drawn in pools, and the rows of a pool are shuffled."""
+        starts = [0, *self.stops[:-1]]
+        order: list[int] = []
+        for pool in torch.randperm(len(self.groups), generator=generator).split(self.pooled):
+            rows = torch.cat([torch.arange(starts[number], self.stops[number]) for number in pool.tolist()])
+            order += rows[torch.randperm(len(rows), generator=generator)].tolist()
+        return order
+
+
+@lru_cache(maxsize=ParquetImages.pooled + 1)
+def _row_group(file: Path, number: int) -> list[dict[str, Any]]:
+    with pyarrow.parquet.ParquetFile(file) as table:
+        rows: list[dict[str, Any]] = table.read_row_group(number, columns=["image", "label"]).to_pylist()
+        return rows
+
+
 class _RecallExamples(Dataset[Any]):
     """Examples of packed recall by index, drawn for a whole batch."""
 
@@ -502,6 +631,13 @@ def summary_batch(
         labels[number, len(question) : length] = torch.tensor(answer)
         mask[number, :length] = 1
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def image_batch(examples: Sequence[Image], *, processor: Any) -> Batch:
+    """Pixel values ``[batch, channels, height, width]`` of images, and their classes as labels, int64."""
+    images, classes = zip(*examples, strict=True)
+    pixels = processor(list(images), return_tensors="pt")["pixel_values"]
+    return {"pixel_values": pixels, "labels": torch.tensor(classes)}
 
 
 def _same(batch: Batch) -> Batch:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -22,8 +22,15 @@ from attn.hedgehog.diagnostics import monotonicity, spikiness
 from attn.hedgehog.feature_maps import query_key_maps
 from attn.hedgehog.losses import attention_cross_entropy
 from attn.hedgehog.metrics import ClassificationMetrics, RecallMetrics
+from attn.hedgehog.paper_tier import (  # noqa: F401 - experiments, which the ledger names
+    bert_glue,
+    gpt2_wikitext103,
+    gpt_from_scratch_wikitext103,
+    llama2_samsum,
+    vit_imagenet,
+)
 from attn.hedgehog.recall import RecallModel
-from attn.hedgehog.training import AttentionDistiller, HedgehogFinetune
+from attn.hedgehog.training import AttentionDistiller, HedgehogFinetune, quiet_trainer
 from attn.shared_eval.claims import Context, Outcome, experiment
 from attn.shared_eval.data import corpus_fingerprint, packed_recall
 from attn.shared_eval.models import load_mini
@@ -466,29 +473,19 @@ class _Steps(Callback):
         self.context.progress(done, self.total, text)
 
 
-def _trainer(context: Context, **options: Any) -> Trainer:
-    return Trainer(
-        accelerator="gpu" if context.device.type == "cuda" else "cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
-
-
 def _fit(
     module: LightningModule, data: LightningDataModule, context: Context, number: int, steps: _Steps, text: str
 ) -> None:
     """Train for a number of steps without validation."""
     steps.text = text
-    trainer = _trainer(context, max_steps=number, limit_val_batches=0, callbacks=[steps], gradient_clip_val=1.0)
+    trainer = quiet_trainer(
+        context.device, max_steps=number, limit_val_batches=0, callbacks=[steps], gradient_clip_val=1.0
+    )
     trainer.fit(module, data)
 
 
 def _test(module: LightningModule, data: LightningDataModule, context: Context) -> dict[str, float]:
     """What `test_step` logs, on at most 12 batches."""
-    trainer = _trainer(context, limit_test_batches=12)
+    trainer = quiet_trainer(context.device, limit_test_batches=12)
     (figures,) = trainer.test(module, data, verbose=False)
     return dict(figures)

@@ -135,8 +135,7 @@ class RegressionMetrics(TaskMetrics):
 class SummaryMetrics(TaskMetrics):
     """ROUGE-1, -2 and -L F-measures, with stemming, of greedily generated summaries, fractions (SAMSum).
 
-    The prompt of a sequence is its visible tokens without a label, the reference those with one. Needs the extra
-    ``summaries``.
+    The prompt of a sequence is its visible tokens without a label, the reference those with one.
 
     Args:
         tokenizer: the model's, or the folder or name to load it from.

@@ -4,12 +4,17 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from peft import get_peft_model
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    get_cosine_schedule_with_warmup,
+)
 
 from attn.hedgehog.adapters import convert, lora_config
 from attn.hedgehog.attention import ConvertedAttention, Objective, hedgehog_layers
@@ -17,6 +22,7 @@ from attn.hedgehog.feature_maps import FeatureMap
 from attn.hedgehog.metrics import IGNORED, TaskMetrics
 
 Batch = dict[str, Tensor]
+Schedule = Literal["constant", "cosine", "warmup-cosine"]
 
 
 class TrainableStateModule(LightningModule):
@@ -32,7 +38,7 @@ class TrainableStateModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen weights out."""
-        trained = self._trained_names()
+        trained = self.trained_parameters()
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -41,13 +47,14 @@ class TrainableStateModule(LightningModule):
         Raises:
             ValueError: if names are missing or unknown.
         """
-        trained, given = self._trained_names(), set(checkpoint["state_dict"])
+        trained, given = set(self.trained_parameters()), set(checkpoint["state_dict"])
         if trained != given:
             missing, unknown = sorted(trained - given), sorted(given - trained)
             raise ValueError(f"checkpoint must hold the trained weights, got {missing} missing and {unknown} unknown")
 
-    def _trained_names(self) -> set[str]:
-        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by the names of the state."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
 
 class AttentionDistiller(TrainableStateModule):
@@ -162,10 +169,7 @@ class AttentionDistiller(TrainableStateModule):
         loss = float(self.eval_loss.compute())
         if loss < self.best_loss:
             self.best_loss = loss
-            trained = self._trained_names()
-            self.best_maps = {
-                name: value.detach().clone() for name, value in self.named_parameters() if name in trained
-            }
+            self.best_maps = {name: value.detach().clone() for name, value in self.trained_parameters().items()}
 
     def on_train_end(self) -> None:
         """Go back to the maps of the best evaluation."""
@@ -182,9 +186,10 @@ class AttentionDistiller(TrainableStateModule):
         super().on_load_checkpoint(checkpoint)
         self.best_loss, self.best_maps = checkpoint["best_loss"], checkpoint["best_maps"]
 
-    def _trained_names(self) -> set[str]:
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters of the maps, by the names of the state."""
         maps = {id(parameter) for parameter in map_parameters(self.model)}
-        return {name for name, parameter in self.named_parameters() if id(parameter) in maps}
+        return {name: parameter for name, parameter in self.named_parameters() if id(parameter) in maps}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on the maps; with a validation split, a learning rate that falls on a plateau of ``eval_loss``."""
@@ -195,21 +200,6 @@ class AttentionDistiller(TrainableStateModule):
             optimizer, factor=self.factor, patience=self.patience, min_lr=self.min_lr
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "eval_loss"}}
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Low-rank adapters on the attention's projections; the paper's for Llama-2 are rank 8 and alpha 16.
-
-    Attributes:
-        rank: of each adapter.
-        alpha: the adapter's output is scaled by ``alpha / rank``.
-        dropout: of the adapter's input; LoLCATs' is 0.
-    """
-
-    rank: int = 8
-    alpha: int = 16
-    dropout: float = 0.0
 
 
 class HedgehogFinetune(TrainableStateModule):
@@ -224,8 +214,10 @@ class HedgehogFinetune(TrainableStateModule):
         lr: learning rate; the paper's for GPT-2 is 6e-4, LoLCATs' for LoRA 1e-4.
         map_lr: learning rate of the feature maps; None is lr.
         weight_decay: of everything but the maps.
-        schedule: ``"constant"``, or ``"cosine"`` down to zero over the training.
-        lora: train adapters and leave the model's own weights frozen; None trains all weights.
+        schedule: ``"constant"``; ``"cosine"`` down to zero over the training; or ``"warmup-cosine"``, the same after a
+            linear rise over the first hundredth of the steps.
+        lora: options of `lora_config`: train adapters and leave the model's own weights frozen; an empty dictionary is
+            the paper's, rank 8 and alpha 16; None trains all weights.
         train_maps: also train the feature maps (LoLCATs offers both).
 
     Raises:
@@ -240,16 +232,15 @@ class HedgehogFinetune(TrainableStateModule):
         lr: float = 6e-4,
         map_lr: float | None = None,
         weight_decay: float = 0.01,
-        schedule: Literal["constant", "cosine"] = "constant",
-        lora: Lora | None = None,
+        schedule: Schedule = "constant",
+        lora: dict[str, Any] | None = None,
         train_maps: bool = True,
     ) -> None:
         super().__init__()
         if lora is None:
             self.model = model.requires_grad_(True)
         else:
-            config = lora_config(model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout)
-            self.model = get_peft_model(cast(PreTrainedModel, model), config)
+            self.model = get_peft_model(cast(PreTrainedModel, model), lora_config(model, **lora))
         if not train_maps:
             for parameter in map_parameters(self.model):
                 parameter.requires_grad_(False)
@@ -301,8 +292,30 @@ class HedgehogFinetune(TrainableStateModule):
         if self.schedule == "constant":
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        scheduler = (
+            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+            if self.schedule == "cosine"
+            else get_cosine_schedule_with_warmup(optimizer, -(-steps // 100), steps)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def quiet_trainer(device: torch.device, **options: Any) -> Trainer:
+    """Lightning's Trainer on one device, which prints and writes nothing.
+
+    Args:
+        device: where to compute.
+        options: arguments of the Trainer, which replace these.
+    """
+    quiet: dict[str, Any] = {
+        "accelerator": "gpu" if device.type == "cuda" else "cpu",
+        "devices": [device.index or 0] if device.type == "cuda" else 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return Trainer(**quiet | options)
 
 
 def converted_causal_lm(
