@@ -1,0 +1,1 @@
+"""Attention whose map is changed for chosen heads, rows or keys."""

@@ -1,0 +1,1 @@
+"""Statistics of the softmax map, without storing the map."""

@@ -1,0 +1,55 @@
+"""What linear attention remembers of past tokens, and where packed sequences begin and end."""
+
+import itertools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class LinearState(NamedTuple):
+    """Sums over the past tokens of each head, in float32 (float64 for float64).
+
+    Args:
+        key_value: ``[batch, heads, features, value_dim]``, the sum of the outer products of key features and values.
+        key: ``[batch, heads, features]``, the sum of the key features.
+    """
+
+    key_value: Tensor
+    key: Tensor
+
+
+def extended(values: Tensor, ones: Tensor) -> Tensor:
+    """Values with ``ones`` as one more column, which sums what the values' weights sum to."""
+    return torch.cat([values, ones.unsqueeze(-1)], dim=-1)
+
+
+def sequence_spans(offsets: Tensor | None, tokens: int) -> list[tuple[int, int]]:
+    """First and last-plus-one token of each packed sequence; the whole length for None.
+
+    Raises:
+        ValueError: if the offsets do not run from zero to ``tokens`` without decreasing.
+    """
+    if offsets is None:
+        return [(0, tokens)]
+    bounds = offsets.tolist()
+    if bounds[0] != 0 or bounds[-1] != tokens or any(a > b for a, b in itertools.pairwise(bounds)):
+        raise ValueError(f"offsets must run from 0 to {tokens} without decreasing, got {bounds}")
+    return list(itertools.pairwise(bounds))
+
+
+def check_rates(decay: Tensor | None) -> None:
+    """Require finite rates of zero or more; on an accelerator the check does not wait for the device.
+
+    Raises:
+        ValueError: if a rate on the CPU is negative, infinite or NaN.
+    """
+    if decay is None:
+        return
+    rule = "decay must be finite and at least 0"
+    valid = ((decay >= 0) & (decay < torch.inf)).all()
+    if decay.device.type == "cpu":
+        if not valid:
+            raise ValueError(f"{rule}, got {decay.tolist()}")
+    else:
+        torch._assert_async(valid, rule)

@@ -1,0 +1,1 @@
+"""Attention over chosen blocks or tokens only."""

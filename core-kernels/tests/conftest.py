@@ -1,0 +1,1 @@
+from attn.core_kernels.testing import poisoned_memory  # noqa: F401
