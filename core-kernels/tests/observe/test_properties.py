@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
+from attn.core_kernels.counting import peak_memory
 from attn.core_kernels.observe import softmax_map
 from attn.core_kernels.observe.softmax_map import tiles
-from attn.core_kernels.testing import assert_close, peak_memory
+from attn.core_kernels.testing import assert_close
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -189,6 +190,16 @@ def test_gradients_at_padding_are_zero_even_if_it_is_not_a_number():
     assert all(grad.isfinite().all() for grad in grads)
     assert not grads[1][1, :, 5:].any()
     assert not grads[2][1, :, 5:].any()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 3, 2), (0, 2, 1, 3), (3, 0, 2, 1)], ids=str)
+def test_strides_do_not_matter(order):
+    inputs = draw()
+    back = [order.index(axis) for axis in range(4)]
+    strided = [x.permute(order).contiguous().permute(back) for x in inputs]
+    assert_all_close(read_all(*strided, causal=True), read_all(*inputs, causal=True))
+    shared = [x[:1, :1].expand_as(x) for x in inputs]
+    assert_all_close(read_all(*shared), read_all(*(x.contiguous() for x in shared)))
 
 
 def test_later_tokens_do_not_reach_earlier_rows():

@@ -80,6 +80,15 @@ def test_two_segments_with_the_state_carried_equal_one():
     torch.testing.assert_close(torch.cat([first, second], dim=2), layer(*inputs, causal=True)[0])
 
 
+def test_a_step_that_is_padding_adds_nothing():
+    layer, inputs, mask = attention(), draw(), torch.tensor([[False], [True]])
+    _, before = layer(*(x[:, :, :5] for x in inputs), causal=True)
+    out, after = layer(*(x[:, :, 5:6] for x in inputs), causal=True, state=before, key_mask=mask)
+    _, unmasked = layer(*(x[:, :, 5:6] for x in inputs), causal=True, state=before)
+    assert torch.equal(after.key_value, torch.stack([before.key_value[0], unmasked.key_value[1]]))
+    assert not out[0].any()
+
+
 def test_left_padding_changes_nothing_for_the_tokens_behind_it():
     layer, inputs = attention(), draw()
     padded = [torch.cat([torch.full_like(x[:, :, :3], 7.0), x], dim=2) for x in inputs]

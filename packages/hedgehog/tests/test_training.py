@@ -5,18 +5,19 @@ import signal
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from attn.hedgehog import hedgehog_layers
-from attn.hedgehog.data import PackedRecallData
+from attn.hedgehog import convert, hedgehog_layers
+from attn.hedgehog.data import Batches, PackedRecallData, language_model_batch
 from attn.hedgehog.metrics import RecallMetrics
 from attn.hedgehog.recall import RecallModel
 from attn.hedgehog.training import (
     AttentionDistiller,
     HedgehogFinetune,
     Lora,
-    add_lora,
+    converted_causal_lm,
+    load_maps,
     map_parameters,
     visible_tokens,
 )
@@ -152,30 +153,44 @@ def test_maps_have_a_parameter_group_without_weight_decay():
     assert len(only["params"]) == len(list(model("softmax").parameters()))
 
 
-@pytest.mark.parametrize("train_maps", [True, False])
-def test_lora_trains_adapters_and_if_wanted_maps(train_maps):
-    module = HedgehogFinetune(model(), lora=Lora(rank=2, targets=["query", "value"]), train_maps=train_maps)
+def language_model(converted=True):
+    torch.manual_seed(0)
+    network = GPT2LMHeadModel(GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=2, n_head=2))
+    return convert(network) if converted else network
+
+
+class Tokens(LightningDataModule):
+    """Batches of random tokens for `language_model`."""
+
+    def train_dataloader(self):
+        ids = torch.randint(11, (32, 6), generator=torch.Generator().manual_seed(0))
+        return Batches(ids, 4, collate=language_model_batch)
+
+    val_dataloader = train_dataloader
+
+
+@pytest.mark.parametrize(("converted", "train_maps"), [(True, True), (True, False), (False, True)])
+def test_lora_trains_adapters_and_if_wanted_maps(converted, train_maps):
+    module = HedgehogFinetune(language_model(converted), lora=Lora(rank=2), train_maps=train_maps)
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-    assert {"lora" in name or "mixer" in name for name in trained} == {True}
-    assert sum("lora" in name for name in trained) == 2 * 2 * 2
-    assert sum("mixer" in name for name in trained) == (4 if train_maps else 0)
-    before = {name: value.clone() for name, value in module.state_dict().items()}
-    trainer().fit(module, data())
-    changed = {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed == trained
+    adapters = {name for name in trained if "lora" in name}
+    assert len(adapters) == 2 * 2 * 2  # A and B of the fused and the output projection in two layers
+    assert len(trained - adapters) == (4 if converted and train_maps else 0)
+    before = {name: value.clone() for name, value in module.named_parameters()}
+    trainer().fit(module, Tokens())
+    assert {name for name, value in module.named_parameters() if not torch.equal(value, before[name])} == trained
 
 
-def test_lora_finds_the_four_projections_of_known_classes():
-    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2))
-    bert = BertForSequenceClassification(
-        BertConfig(vocab_size=11, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
-    )
-    for network, expected in (gpt2, {"c_attn", "c_proj"}), (bert, {"query", "key", "value", "dense"}):
-        adapted = add_lora(network, Lora())
-        found = [name.split(".") for name, _ in adapted.named_modules() if name.endswith("lora_A.default")]
-        assert {parts[-3] for parts in found} == expected
-        assert all({"attn", "attention"} & set(parts) for parts in found)  # none in the perceptron
-        assert len(found) == len(expected)
+def test_a_converted_language_model_is_distilled_and_its_maps_go_into_the_second_stage(tmp_path):
+    language_model(converted=False).save_pretrained(tmp_path / "model")
+    module = AttentionDistiller(converted_causal_lm(str(tmp_path / "model")))
+    trainer(epochs=2, enable_checkpointing=True, default_root_dir=tmp_path, log_every_n_steps=1).fit(module, Tokens())
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    second = converted_causal_lm(str(tmp_path / "model"), maps=str(checkpoint))
+    for (name, value), other in zip(module.model.named_parameters(), second.parameters(), strict=True):
+        assert torch.equal(value, other), name
+    with pytest.raises(ValueError, match=r"checkpoint must hold the maps of the model, got \['.*\] missing and"):
+        load_maps(model(), str(checkpoint))
 
 
 def test_a_checkpoint_holds_what_is_trained(tmp_path):
@@ -244,5 +259,5 @@ def test_an_error_names_the_argument():
         AttentionDistiller(model("softmax"))
     with pytest.raises(ValueError, match="model must have feature maps with parameters to train, got maps without any"):
         AttentionDistiller(model("taylor"))
-    with pytest.raises(ValueError, match=r"lora.targets must be given for a model of type 'RecallModel', got None"):
+    with pytest.raises(TypeError, match=r"model must have self-attention of one of the classes .*, got a RecallModel"):
         HedgehogFinetune(model(), lora=Lora())

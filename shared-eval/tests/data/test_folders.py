@@ -10,7 +10,7 @@ import pytest
 from attn.shared_eval.data import load_table, load_text
 
 TEXTS = ["", " = A title = ", "", " A line with \u00e9 and \u2028 in it . ", " The last line ."]
-ROWS = [{"sentence": 'A "quoted" word', "label": 1}, {"sentence": "Another", "label": 0}]
+ROWS = [{"sentence": '"Quoted" words', "label": 1}, {"sentence": "Another", "label": 0}]
 
 
 def write_arrow(path, table, *, stream=True):
@@ -75,7 +75,7 @@ def test_tables_of_glue(tmp_path):
     tsv = "".join(f"{row['sentence']}\t{row['label']}\n" for row in ROWS)
     (folders["tsv"] / "train.tsv").write_text("sentence\tlabel\n" + tsv)
     (folders["bare"] / "train.tsv").write_text(tsv)
-    (folders["csv"] / "train.csv").write_text('sentence,label\n"A ""quoted"" word",1\nAnother,0\n')
+    (folders["csv"] / "train.csv").write_text('sentence,label\n"""Quoted"" words",1\nAnother,0\n')
     (folders["jsonl"] / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), folders["parquet"] / "train-00000-of-00001.parquet")
     strings = [row | {"label": str(row["label"])} for row in ROWS]

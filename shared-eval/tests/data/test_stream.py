@@ -25,6 +25,7 @@ def test_ranks_and_workers_see_disjoint_indices_that_make_the_whole(workers):
 def test_it_is_endless_and_resumes_where_it_stopped():
     first = list(islice(IndexStream(double), 10))
     assert [*islice(IndexStream(double), 4), *islice(IndexStream(double, start=4), 6)] == first == list(range(0, 20, 2))
+    assert list(islice(IndexStream(double, rank=1, world_size=3), 3)) == [2, 8, 14]
 
 
 def test_it_asks_torch_distributed_for_its_rank(tmp_path):

@@ -102,7 +102,7 @@ def test_byte_ids_are_bytes(bytewise):
     assert torch.equal(torch.tensor(bytewise(bytes(start.tolist()).decode()).input_ids), start.long())
 
 
-@given(st.text(max_size=60))
+@given(st.text(max_size=60).filter(lambda text: "<" not in text))  # the names of special tokens begin with it
 def test_byte_and_text_round_trip(bytewise, prose, text):
     assert bytewise(text).input_ids == list(text.encode())
     assert bytewise.decode(bytewise(text).input_ids) == text

@@ -38,11 +38,6 @@ class Visibility:
     key_mask: Tensor | None = None
     positions: Tensor | None = None
 
-    @property
-    def hides_nothing(self) -> bool:
-        """Whether every query sees every key."""
-        return not self.causal and self.window is None and self.key_mask is None
-
     def as_arguments(self) -> tuple[int, bool, int | None, Tensor | None, Tensor | None]:
         """Offset, causal, window, key_mask and positions: the rule as a registered operator takes it."""
         return self.offset, self.causal, self.window, self.key_mask, self.positions

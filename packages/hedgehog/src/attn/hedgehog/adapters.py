@@ -14,7 +14,7 @@ from attn.hedgehog.architectures import ARCHITECTURES, projection_names, self_at
 from attn.hedgehog.attention import ConvertedAttention, Mode, hedgehog_layers
 from attn.hedgehog.cache import check_softmax_cache, linear_cache_layer
 from attn.hedgehog.feature_maps import query_key_maps
-from attn.hedgehog.interface import register
+from attn.hedgehog.interface import LayerMask, register
 
 # Stands in a saved config where transformers looks for the attention implementation to use, and quotes it in its error.
 LOAD_WITH = "hedgehog: load this model with attn.hedgehog.from_pretrained"
@@ -69,15 +69,20 @@ def convert(
     if not chosen:
         raise ValueError("layers must name at least one layer, got none")
     softmax = model.config._attn_implementation
+    if softmax == "eager" and getattr(model.config, "reorder_and_upcast_attn", False):
+        raise NotImplementedError(
+            "model must not have reorder_and_upcast_attn with eager attention: load it with 'sdpa'"
+        )
     name = register(softmax)
     attentions = {index: _converted_attention(found[index][1], feature_map, map_options) for index in chosen}
-    hooks = [model.base_model.register_forward_pre_hook(_request_weights, with_kwargs=True)]
+    hooks = [model.base_model.register_forward_pre_hook(_prepare_call, with_kwargs=True)]
     for index, attention in attentions.items():
         module = found[index][1]
         module.hedgehog = attention
         hooks.append(module.register_forward_pre_hook(_prepare_cache, with_kwargs=True))
     model.hedgehog_conversion = Conversion(softmax, hooks)  # type: ignore[assignment]
-    model.set_attn_implementation(name)
+    # Not set_attn_implementation, which only warns where it cannot read a class's source (notebooks).
+    model.config._attn_implementation = name
     model.config.attn_implementation = LOAD_WITH
     model.config.hedgehog = {"feature_map": feature_map, "layers": chosen, "map_options": map_options}
     return model
@@ -98,7 +103,7 @@ def revert(model: PreTrainedModel) -> PreTrainedModel:
         if hasattr(module, "hedgehog"):
             del module.hedgehog
     del model.hedgehog_conversion, model.config.attn_implementation, model.config.hedgehog
-    model.set_attn_implementation(conversion.softmax)
+    model.config._attn_implementation = conversion.softmax
     return model
 
 
@@ -185,8 +190,13 @@ def _prepare_cache(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return args, kwargs | {"linear_cache": linear_cache_layer(cache, module.layer_idx)}
 
 
-def _request_weights(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Before the model runs: pass the wish for attention weights on, which some models keep from their layers."""
+def _prepare_call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Before the model runs: adapt what transformers' generic code hands to it."""
+    changed: dict[str, Any] = {}
+    # Some models keep the wish for attention weights from their layers.
     if kwargs.get("output_attentions", module.config.output_attentions):
-        return args, kwargs | {"return_weights": True}
-    return None
+        changed["return_weights"] = True
+    # generate makes the mask for a static cache beforehand; such a cache serves softmax layers alone.
+    if isinstance(kwargs.get("attention_mask"), LayerMask):
+        changed["attention_mask"] = kwargs["attention_mask"].softmax_mask()
+    return (args, kwargs | changed) if changed else None

@@ -81,7 +81,10 @@ class LinearAttention(nn.Module):
             return cast(Tensor, out), None
         if state is not None and query.shape[-2] == 1:
             if key_mask is not None:
-                key_features = key_features * key_mask[:, None, :, None]
+                hidden = ~key_mask[:, None, :, None]
+                query_features, key_features, value = (
+                    x.masked_fill(hidden, 0) for x in (query_features, key_features, value)
+                )
             return linear_attention_step(query_features, key_features, value, state)
         result = linear_attention(
             query_features, key_features, value, key_mask=key_mask, state=state, return_state=True

@@ -8,11 +8,20 @@ import torch
 import torch.distributed
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from attn.hedgehog.metrics import IGNORED
-from attn.shared_eval.data import byte_tokenizer, docs_bytes, load_table, load_text, packed_recall
+from attn.shared_eval.data import (
+    ReviewsDataset,
+    byte_tokenizer,
+    docs_bytes,
+    load_table,
+    load_text,
+    packed_recall,
+    reviews,
+    shapes_tokenizer,
+)
 
 Batch = dict[str, Tensor]
 Split = Literal["train", "validation", "test"]
@@ -249,6 +258,39 @@ class DocsBytesData(TaskData):
     def collate(self) -> Callable[[Any], Batch]:
         """Ids that are their own labels."""
         return language_model_batch
+
+
+class ReviewsData(TaskData):
+    """Phrase-cue reviews (`attn.shared_eval.data.reviews`) in the words of `shapes_tokenizer`, in two classes.
+
+    Args:
+        train_reviews: of an epoch.
+        eval_reviews: of the validation and of the test split.
+        length: tokens of a sequence.
+        batch_size: reviews in a batch, over all devices.
+        seed: which reviews, and the order of the training reviews.
+    """
+
+    def __init__(
+        self,
+        *,
+        train_reviews: int = 4_000,
+        eval_reviews: int = 512,
+        length: int = 64,
+        batch_size: int = 32,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size=batch_size, seed=seed)
+        self.train_reviews, self.eval_reviews, self.length = train_reviews, eval_reviews, length
+
+    def examples(self, split: Split) -> SizedDataset:
+        """The reviews of a split; splits are independent."""
+        number = self.train_reviews if split == "train" else self.eval_reviews
+        return ReviewsDataset(reviews(split, number, seed=self.seed), shapes_tokenizer(), length=self.length)
+
+    def collate(self) -> Callable[[Any], Batch]:
+        """Stacks the tensors of reviews."""
+        return default_collate
 
 
 class LocalTextData(TaskData):

@@ -1,5 +1,6 @@
 """Attention distillation in one call."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
@@ -49,7 +50,8 @@ def distill(
         trainer_options: of Lightning's ``Trainer``, such as accelerator, precision, or enable_progress_bar.
 
     Returns:
-        The last losses, averaged over layers, in nats: ``train_loss``; with validation, ``eval_loss`` and ``eval_kl``.
+        Losses averaged over layers, in nats: ``train_loss`` of the last step and, with validation, ``eval_loss`` and
+        ``eval_kl`` of the maps that the model has now.
 
     Raises:
         ValueError: if the model has no maps to train, or the texts are fewer tokens than the context.
@@ -65,15 +67,18 @@ def distill(
         return Batches(data, 1, collate=_only) if isinstance(data, Sequence) else data
 
     defaults: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    if validation is None:
-        defaults["limit_val_batches"] = 0
     trainer = Trainer(max_epochs=epochs, max_steps=steps, **defaults | trainer_options)
     device = model.device
-    trainer.fit(
-        distiller, loader(data, shuffle=True), None if validation is None else loader(validation, shuffle=False)
-    )
+    held_out = None if validation is None else loader(validation, shuffle=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*have no `val_dataloader`")  # as asked for
+        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning 2.6 with torch 2.15
+        trainer.fit(distiller, loader(data, shuffle=True), held_out)
+        losses: dict[str, Any] = dict(trainer.callback_metrics)
+        if held_out is not None:
+            losses |= trainer.validate(distiller, held_out, verbose=False)[0]
     model.to(device)  # type: ignore[arg-type]
-    return {name: float(value) for name, value in trainer.callback_metrics.items() if "/" not in name}
+    return {name: float(value) for name, value in losses.items() if "/" not in name}
 
 
 def _text_batches(

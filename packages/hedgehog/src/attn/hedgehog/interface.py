@@ -89,11 +89,9 @@ def register(softmax: str) -> str:
     return name
 
 
-def layer_mask(softmax: str, **arguments: Any) -> Any:
+def layer_mask(softmax: str, **arguments: Any) -> LayerMask:
     """The mask function: defers to each layer's need."""
-    mask = LayerMask(softmax, arguments)
-    # An offset in a tensor comes from a static cache, which serves softmax layers alone and wants its mask beforehand.
-    return mask.softmax_mask() if isinstance(arguments["q_offset"], Tensor) else mask
+    return LayerMask(softmax, arguments)
 
 
 def attention(

@@ -1,7 +1,7 @@
 """Loading converted models. They are saved by transformers' own ``model.save_pretrained(folder)``."""
 
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 import transformers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
@@ -33,16 +33,17 @@ def from_pretrained(name_or_path: str | PathLike[str], **options: Any) -> PreTra
     del config.hedgehog
     config._attn_implementation = options.pop("attn_implementation", None)
     model_class: type[PreTrainedModel] = getattr(transformers, config.architectures[0])
-    model, report = _converted_class(model_class, record).from_pretrained(  # type: ignore[misc]
+    loaded: Any = _converted_class(model_class, record).from_pretrained(
         name_or_path, config=config, output_loading_info=True, use_safetensors=True, **options
     )
+    model, report = loaded
     model.__class__ = model_class
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[kind]:
             raise ValueError(
                 f"{str(name_or_path)!r} must hold the converted model's weights, got {kind} {report[kind]}"
             )
-    return model
+    return cast(PreTrainedModel, model)
 
 
 def _converted_class(model_class: type[PreTrainedModel], record: dict[str, Any]) -> type[PreTrainedModel]:

@@ -26,18 +26,22 @@ class RecallAttention(nn.Module):
         self.query, self.key, self.value, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(4))
         self.mixer: ConvertedAttention | None = None
 
+    def queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotated queries and keys ``[batch, heads, tokens, head_dim]`` of x ``[batch, tokens, dim]``."""
+        return rotate(self._split(self.query(x))), rotate(self._split(self.key(x)))
+
     def forward(self, x: Tensor) -> Tensor:
         """Attend within x ``[batch, tokens, dim]``."""
-        query, key, value = (
-            projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for projection in (self.query, self.key, self.value)
-        )
-        query, key = rotate(query), rotate(key)
+        query, key = self.queries_and_keys(x)
+        value = self._split(self.value(x))
         if self.mixer is None:
             out = softmax_attention(query, key, value, causal=True)
         else:
             out, _ = self.mixer(query, key, value, causal=True)
         return self.out(out.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class RecallBlock(nn.Module):

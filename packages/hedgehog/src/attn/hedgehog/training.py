@@ -6,22 +6,17 @@ from typing import Any, Literal, cast
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from peft import get_peft_model
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
+from attn.hedgehog.adapters import convert, lora_config
 from attn.hedgehog.attention import ConvertedAttention, Objective, hedgehog_layers
 from attn.hedgehog.feature_maps import FeatureMap
 from attn.hedgehog.metrics import IGNORED, TaskMetrics
 
 Batch = dict[str, Tensor]
-
-# The query, key, value and output projections of the attention classes that can be converted.
-ATTENTION_PROJECTIONS: dict[str, list[str]] = {
-    "bert": ["query", "key", "value", "attention.output.dense"],
-    "gpt2": ["c_attn", "attn.c_proj"],
-    "llama": ["q_proj", "k_proj", "v_proj", "o_proj"],
-    "vit": ["query", "key", "value", "attention.output.dense"],
-}
 
 
 class TrainableStateModule(LightningModule):
@@ -210,13 +205,11 @@ class Lora:
         rank: of each adapter.
         alpha: the adapter's output is scaled by ``alpha / rank``.
         dropout: of the adapter's input; LoLCATs' is 0.
-        targets: ends of the names of the adapted modules; None is the query, key, value and output projections.
     """
 
     rank: int = 8
     alpha: int = 16
     dropout: float = 0.0
-    targets: list[str] | None = None
 
 
 class HedgehogFinetune(TrainableStateModule):
@@ -236,7 +229,7 @@ class HedgehogFinetune(TrainableStateModule):
         train_maps: also train the feature maps (LoLCATs offers both).
 
     Raises:
-        ValueError: if lora names no targets for a model class whose projections are not known.
+        TypeError: if lora is asked for and the model's class is not one of the adapters'.
     """
 
     def __init__(
@@ -252,11 +245,14 @@ class HedgehogFinetune(TrainableStateModule):
         train_maps: bool = True,
     ) -> None:
         super().__init__()
-        self.model = model if lora is None else add_lora(model, lora)
         if lora is None:
-            self.model.requires_grad_(True)
-        for parameter in map_parameters(self.model):
-            parameter.requires_grad_(train_maps)
+            self.model = model.requires_grad_(True)
+        else:
+            config = lora_config(model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout)
+            self.model = get_peft_model(cast(PreTrainedModel, model), config)
+        if not train_maps:
+            for parameter in map_parameters(self.model):
+                parameter.requires_grad_(False)
         self.lr, self.map_lr, self.weight_decay, self.schedule = lr, map_lr, weight_decay, schedule
         self.eval_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.eval_metrics = None if metrics is None else cast(TaskMetrics, metrics.clone(prefix="eval_"))
@@ -309,26 +305,70 @@ class HedgehogFinetune(TrainableStateModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def add_lora(model: nn.Module, lora: Lora) -> nn.Module:
-    """Freeze a model and add low-rank adapters to its attention's projections, in place (peft).
+def converted_causal_lm(
+    name_or_path: str,
+    *,
+    feature_map: str = "hedgehog",
+    map_options: dict[str, Any] | None = None,
+    maps: str | None = None,
+) -> PreTrainedModel:
+    """A pretrained causal language model with its attention converted, for configurations.
+
+    Args:
+        name_or_path: of the softmax model.
+        feature_map: a name in `FEATURE_MAPS`.
+        map_options: options of the feature map.
+        maps: checkpoint of an `AttentionDistiller` whose best maps are loaded.
+    """
+    return _converted(AutoModelForCausalLM.from_pretrained(name_or_path), feature_map, map_options, maps)
+
+
+def converted_classifier(
+    name_or_path: str,
+    *,
+    num_labels: int = 2,
+    feature_map: str = "hedgehog",
+    map_options: dict[str, Any] | None = None,
+    maps: str | None = None,
+) -> PreTrainedModel:
+    """A sequence classifier with its attention converted, for configurations.
+
+    Args:
+        name_or_path: of the softmax model.
+        num_labels: classes; 1 is regression.
+        feature_map: a name in `FEATURE_MAPS`.
+        map_options: options of the feature map.
+        maps: checkpoint of an `AttentionDistiller` whose best maps are loaded.
+    """
+    model = AutoModelForSequenceClassification.from_pretrained(name_or_path, num_labels=num_labels)
+    return _converted(model, feature_map, map_options, maps)
+
+
+def load_maps(model: nn.Module, checkpoint: str) -> None:
+    """Load the best maps of an `AttentionDistiller`'s checkpoint into a model that is converted alike, in place.
 
     Raises:
-        ValueError: if lora names no targets for a model class whose projections are not known.
+        ValueError: if the checkpoint's maps are not those of the model.
     """
-    from peft import LoraConfig, get_peft_model
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    trained = {
+        name.removeprefix("model."): value for name, value in (state["best_maps"] or state["state_dict"]).items()
+    }
+    chosen = {id(parameter) for parameter in map_parameters(model)}
+    expected = {name for name, parameter in model.named_parameters() if id(parameter) in chosen}
+    if set(trained) != expected:
+        missing, unknown = sorted(expected - set(trained)), sorted(set(trained) - expected)
+        raise ValueError(f"checkpoint must hold the maps of the model, got {missing} missing and {unknown} unknown")
+    model.load_state_dict(trained, strict=False)
 
-    model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if lora.targets is None and model_type not in ATTENTION_PROJECTIONS:
-        raise ValueError(f"lora.targets must be given for a model of type {model_type!r}, got None")
-    targets = ATTENTION_PROJECTIONS[model_type] if lora.targets is None else lora.targets
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=targets,
-        fan_in_fan_out=model_type == "gpt2",
-    )
-    return get_peft_model(model, config)
+
+def _converted(
+    model: PreTrainedModel, feature_map: str, map_options: dict[str, Any] | None, maps: str | None
+) -> PreTrainedModel:
+    convert(model, feature_map=feature_map, **(map_options or {}))
+    if maps is not None:
+        load_maps(model, maps)
+    return model
 
 
 def map_parameters(model: nn.Module) -> list[nn.Parameter]:

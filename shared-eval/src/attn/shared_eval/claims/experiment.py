@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from attn.shared_eval.claims.files import write_whole
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -56,6 +58,22 @@ class Context:
     work_dir: Path
     data_root: Path | None = None
     progress: Progress = _silent
+
+    def kept(self, name: str, measure: Callable[[], float]) -> float:
+        """The number that `measure` returns, taken from an earlier run of this code if that was killed after it.
+
+        For the parts of a long experiment. Each must seed what it draws, so as not to depend on the parts before.
+
+        Args:
+            name: of the part, unique in the experiment.
+            measure: computes the number.
+        """
+        path = self.work_dir / f"{name}.kept"
+        if path.exists():
+            return float(path.read_text())
+        value = float(measure())
+        write_whole(path, repr(value).encode())
+        return value
 
     def require(self, relative_path: str, how_to_get: str) -> Path:
         """The path of a file or folder below the data root.

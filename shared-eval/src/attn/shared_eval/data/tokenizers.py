@@ -5,8 +5,10 @@ are made here rather than loaded.
 """
 
 import json
+from hashlib import sha256
 from importlib.metadata import version
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attn.shared_eval.data.cache import cached
@@ -90,7 +92,8 @@ def text_tokenizer() -> "PreTrainedTokenizerFast":
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    key = json.dumps([corpus_fingerprint(), version("tokenizers"), TEXT_VOCABULARY, _RESERVED])
+    rules = sha256(Path(__file__).read_bytes()).hexdigest()
+    key = json.dumps([corpus_fingerprint(), version("tokenizers"), rules])
     merges = [tuple(merge) for merge in json.loads(cached("text-tokenizer", key, _train_merges))]
     newline = _byte_characters()[ord("\n")]
     first = ["<pad>", "<bos>", "<unk>", "<eos>", *_MARKERS, newline, "<mask>", "<cls>", "<sep>", *LETTERS, *SYMBOLS]

@@ -84,6 +84,17 @@ class Recipe(ABC):
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """The scalar training loss of a batch; what it draws, it draws from torch's global generator."""
 
+    def heads(self) -> nn.ModuleDict:
+        """Heads for auxiliary losses, trained with the model and thrown away; none by default.
+
+        They draw their weights from torch's global generator, which the engine seeds.
+        """
+        return nn.ModuleDict()
+
+    def training_loss(self, model: nn.Module, heads: nn.ModuleDict, batch: dict[str, Tensor]) -> Tensor:
+        """The loss that is minimized: `loss`, and what the auxiliary heads add to it."""
+        return self.loss(model, batch)
+
     @abstractmethod
     def gates(self) -> list[Gate]:
         """What the trained model must measure."""

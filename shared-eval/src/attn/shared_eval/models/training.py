@@ -45,6 +45,9 @@ class RecipeModule(LightningModule):
         super().__init__()
         self.recipe = recipe
         self.model = seeded_build(recipe).train()
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.seed)
+            self.heads = recipe.heads()
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Seed dropout and the like by the batch's number: a resumed run needs no generator's state."""
@@ -52,15 +55,15 @@ class RecipeModule(LightningModule):
         torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The recipe's loss."""
-        loss = self.recipe.loss(self.model, batch)
+        """The recipe's training loss."""
+        loss = self.recipe.training_loss(self.model, self.heads, batch)
         self.log("loss", loss, prog_bar=True)
         return loss
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with decay on matrices only, and the schedule over the trainer's steps."""
         recipe = self.recipe
-        decayed, others = decay_groups(self.model)
+        decayed, others = decay_groups(self)
         groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas)
         steps = self.trainer.max_steps

@@ -106,6 +106,8 @@ def _flash_on_cpu(
     query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, key_mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """PyTorch's own kernel, the one behind scaled_dot_product_attention, which returns the log-sum-exp as well."""
+    # The kernel reads rows as if they were dense, whatever their last stride.
+    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
     bias = None
     if key_mask is not None:
         bias = torch.zeros(key_mask.shape, dtype=query.dtype).masked_fill_(~key_mask, -torch.inf)[:, None, None]

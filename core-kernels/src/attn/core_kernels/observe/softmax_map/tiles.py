@@ -47,7 +47,9 @@ class LogitTiles:
         self.query = merge_heads(query, key_heads)
         self.key = key.to(self.precision).flatten(0, 1)
         self.visibility = visibility.repeat_batch(key_heads)
-        group, keys = self.query.shape[1], max(visibility.num_keys, 1)
+        group, keys = self.query.shape[1], visibility.num_keys
+        if visibility.window is not None and visibility.positions is None:
+            keys = min(keys, 2 * visibility.window + MOST_ROWS)
         fewest = math.ceil(FEWEST_ROWS / group)
         self.rows_at_once = min(max(TILE_ENTRIES // (group * keys), fewest), MOST_ROWS)
         self.heads_at_once = max(TILE_ENTRIES // (group * keys * self.rows_at_once), 1)
