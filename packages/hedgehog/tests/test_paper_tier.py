@@ -158,11 +158,9 @@ def test_gpt2_is_finetuned_and_converted(gpt2_run):
     arms = {"softmax_zero_shot", "softmax_finetuned", "hedgehog", "t2r"}
     check(outcome, arms | divergences("hedgehog"), work_dir, trainings=4)
     assert outcome.figures["softmax_finetuned"] < outcome.figures["softmax_zero_shot"]
-    assert [text for text, _ in log if "finetune" in text or "distill" in text] == sum(
-        ([f"{text}"] * steps for text, steps in (
-            ("finetune softmax finetuned", 16), ("distill hedgehog", 24), ("finetune hedgehog", 16), ("finetune t2r", 16)
-        )), []
-    )  # fmt: skip
+    steps = {"finetune softmax finetuned": 16, "distill hedgehog": 24, "finetune hedgehog": 16, "finetune t2r": 16}
+    trained = [text for text, _ in log if "finetune" in text or "distill" in text]
+    assert trained == [text for text, number in steps.items() for _ in range(number)]
 
 
 def test_what_was_broken_off_goes_on_to_the_same_figures(gpt2_run, root, tmp_path, monkeypatch):
