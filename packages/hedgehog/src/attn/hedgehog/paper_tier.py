@@ -353,7 +353,7 @@ def convert_llama2(context: Context, settings: Settings = SAMSUM_SETTINGS) -> Ou
         arm = Arm(trainings, name, load, data, metrics, **tuned | options)
         figures |= arm.divergences()
         for key in ("rouge1", "rouge2", "rougeL"):
-            figures[f"{name}_{key}"] = arm.kept(f"{name}_{key}", _percent(f"test_{key}_fmeasure"))
+            figures[f"{name}_{key}"] = arm.kept(f"{name}_{key}", _percent(f"test_{key}"))
     return Outcome(figures)
 
 
