@@ -122,7 +122,6 @@ def test_missing_or_superfluous_weights_are_refused(tiny_model, tmp_path):
 # --- LoRA ---
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "vit"])
 def test_lora_trains_projections_and_maps_and_merges(name, tiny_model, batch_for, tmp_path):
     base = tiny_model(name)

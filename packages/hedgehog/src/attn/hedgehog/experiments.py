@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from attn.hedgehog.paper_tier import (  # noqa: F401 - experiments, which the le
     llama2_samsum,
     vit_imagenet,
 )
-from attn.hedgehog.recall import RecallModel
+from attn.hedgehog.recall import RecallBlock, RecallModel
 from attn.hedgehog.training import AttentionDistiller, HedgehogFinetune, quiet_trainer
 from attn.shared_eval.claims import Context, Outcome, experiment
 from attn.shared_eval.data import corpus_fingerprint, packed_recall
@@ -200,11 +200,11 @@ def text_conversion(context: Context) -> Outcome:
     data = same(context=TEXT_CONTEXT)
     longer = same(context=2 * TEXT_CONTEXT)
     elsewhere = DocsBytesData(context=TEXT_CONTEXT, batch_size=TEXT_BATCH, test_split="test", seed=context.seed)
-    figures = {"softmax": _test(HedgehogFinetune(_text_model()), data, context)["test_loss"]}
+    figures = {"softmax": _test(HedgehogFinetune(_mini("hedgehog-bytes")), data, context)["test_loss"]}
 
     def converted(name: str) -> PreTrainedModel:
         torch.manual_seed(context.seed)
-        return convert(_text_model(), feature_map=name)
+        return convert(_mini("hedgehog-bytes"), feature_map=name)
 
     def divergences(model: PreTrainedModel, suffix: str = "") -> None:
         for place, test_data in (("same", data), ("longer", longer), ("elsewhere", elsewhere)):
@@ -279,11 +279,11 @@ def classifier_conversion(context: Context) -> Outcome:
         "random_map": ("hedgehog", {"init": "kaiming"}),
     }
     metrics = ClassificationMetrics
-    softmax = HedgehogFinetune(load_mini("mini-bert").model, metrics())
+    softmax = HedgehogFinetune(_mini("mini-bert"), metrics())
     figures = {"softmax": _test(softmax, data, context)["test_accuracy"]}
     for name, (map_name, options) in maps.items():
         torch.manual_seed(context.seed)
-        model = convert(load_mini("mini-bert").model, feature_map=map_name, **options)
+        model = convert(_mini("mini-bert"), feature_map=map_name, **options)
         if name == "hedgehog":
             _fit(AttentionDistiller(model, lr=DISTILL_LR), data, context, REVIEW_DISTILL_STEPS, steps, "distill")
         figures[f"swap_{name}"] = _test(HedgehogFinetune(model, metrics()), data, context)["test_accuracy"]
@@ -358,7 +358,7 @@ def forms_agree(context: Context) -> Outcome:
     query_map, key_map = query_map.to(context.device), key_map.to(context.device)
     features = [x.detach().requires_grad_() for x in (query_map(query), key_map(key), value)]
 
-    def outputs(attend: Callable[..., Tensor]) -> Tensor:
+    def outputs(attend: Callable[..., Any]) -> Tensor:
         out = attend(*features)
         return torch.cat(
             [out.detach().flatten(), *(g.flatten() for g in torch.autograd.grad(out.square().sum(), features))]
@@ -407,8 +407,8 @@ def _record_neighbour(
     layer.distillation_loss, layer.teacher_entropy = rows
 
 
-def _text_model() -> PreTrainedModel:
-    return load_mini("hedgehog-bytes").model
+def _mini(name: str) -> PreTrainedModel:
+    return cast(PreTrainedModel, load_mini(name).model)
 
 
 def _train_recall(
@@ -426,7 +426,7 @@ def _recall_accuracy(model: RecallModel, task: RecallTask, context: Context) -> 
 def _recall_heads(model: RecallModel, task: RecallTask, context: Context) -> tuple[Tensor, Tensor]:
     """Queries and keys of the only layer on unseen sequences, ``[32, heads, tokens, head_dim]``."""
     batch = packed_recall(32, split="test", **task.sizes)
-    block = model.to(context.device).blocks[0]
+    block = cast(RecallBlock, model.to(context.device).blocks[0])
     with torch.no_grad():
         x = model.key_embedding(batch.key_ids.to(context.device))
         x = x + model.value_embedding(batch.value_ids.to(context.device))

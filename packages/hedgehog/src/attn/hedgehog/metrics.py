@@ -14,8 +14,8 @@ from torchmetrics.classification import (
     MulticlassF1Score,
     MulticlassMatthewsCorrCoef,
 )
+from torchmetrics.functional.text import rouge_score
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
-from torchmetrics.text.rouge import ROUGEScore
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 IGNORED = -100
@@ -132,6 +132,37 @@ class RegressionMetrics(TaskMetrics):
         self.update(output.logits.squeeze(-1).float(), batch["labels"].float())
 
 
+class RougeFMeasure(Metric):
+    """Mean F-measure of one kind of ROUGE over summaries, with stemming: a sum by the number of summaries.
+
+    torchmetrics' `ROUGEScore` computes several kinds at once into a dictionary, which Lightning cannot log.
+
+    Args:
+        kind: ``"rouge1"``, ``"rouge2"`` or ``"rougeL"``.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    total: Tensor
+    summaries: Tensor
+
+    def __init__(self, kind: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.kind = kind
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("summaries", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, summaries: list[str], references: list[str]) -> None:
+        """Take in summaries and the reference of each."""
+        scores = rouge_score(summaries, references, use_stemmer=True, rouge_keys=self.kind)
+        self.total += scores[f"{self.kind}_fmeasure"].double() * len(summaries)
+        self.summaries += len(summaries)
+
+    def compute(self) -> Tensor:
+        """A fraction; NaN without summaries."""
+        return self.total / self.summaries
+
+
 class SummaryMetrics(TaskMetrics):
     """ROUGE-1, -2 and -L F-measures, with stemming, of greedily generated summaries, fractions (SAMSum).
 
@@ -143,8 +174,7 @@ class SummaryMetrics(TaskMetrics):
     """
 
     def __init__(self, tokenizer: str | PreTrainedTokenizerBase, *, max_new_tokens: int = 128) -> None:
-        rouge = ROUGEScore(use_stemmer=True, rouge_keys=("rouge1", "rouge2", "rougeL"))
-        super().__init__({"rouge": rouge})
+        super().__init__({kind: RougeFMeasure(kind) for kind in ("rouge1", "rouge2", "rougeL")})
         self.tokenizer = AutoTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, str) else tokenizer
         self.max_new_tokens = max_new_tokens
 

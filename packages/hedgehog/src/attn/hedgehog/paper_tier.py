@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -341,7 +341,7 @@ def convert_llama2(context: Context, settings: Settings = SAMSUM_SETTINGS) -> Ou
         return SummaryMetrics(data.tokenizer, max_new_tokens=settings.max_new_tokens)
 
     trainings = Trainings(context, settings, total=4)
-    lora = {"rank": 8, "alpha": 16, "dropout": 0.0}
+    tuned: dict[str, Any] = {"finetune": settings.finetune, "lora": {"rank": 8, "alpha": 16, "dropout": 0.0}}
     arms: dict[str, dict[str, Any]] = {
         "softmax_zero_shot": {"finetune": None},
         "softmax": {},
@@ -350,10 +350,10 @@ def convert_llama2(context: Context, settings: Settings = SAMSUM_SETTINGS) -> Ou
     }
     figures: dict[str, float] = {}
     for name, options in arms.items():
-        arm = Arm(trainings, name, load, data, metrics, **{"finetune": settings.finetune, "lora": lora} | options)
+        arm = Arm(trainings, name, load, data, metrics, **tuned | options)
         figures |= arm.divergences()
         for key in ("rouge1", "rouge2", "rougeL"):
-            figures[f"{name}_{key}"] = arm.kept(f"{name}_{key}", _percent(f"test_{key}_fmeasure"))
+            figures[f"{name}_{key}"] = arm.kept(f"{name}_{key}", _percent(f"test_{key}"))
     return Outcome(figures)
 
 
@@ -474,7 +474,7 @@ class Arm:
 
     def trained_model(self) -> PreTrainedModel:
         """The model after all stages."""
-        return self._finetuned.model
+        return cast(PreTrainedModel, self._finetuned.model)
 
     @cached_property
     def _converted(self) -> PreTrainedModel:

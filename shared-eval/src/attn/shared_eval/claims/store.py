@@ -60,8 +60,9 @@ def source_hash(paper: str, lock: Path | None) -> str:
         ModuleNotFoundError: if the package is not installed.
     """
     digest = hashlib.sha256(paper.encode())
-    for module in (paper, "attn.shared_eval", "attn.core_kernels"):
-        digest.update(_package_hash(module).encode())
+    digest.update(_package_hash(paper).encode() + _package_hash("attn.shared_eval").encode())
+    if importlib.util.find_spec("attn.core_kernels") is not None:  # a paper need not use it
+        digest.update(_package_hash("attn.core_kernels").encode())
     if lock is not None:
         digest.update(lock.read_bytes())
     return digest.hexdigest()
