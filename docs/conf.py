@@ -1,7 +1,13 @@
 """Sphinx configuration: one site, built without warnings by ``nox -s docs``."""
 
+import json
 import tomllib
 from pathlib import Path
+
+from sphinx.application import Sphinx
+
+from attn.core_kernels import capability_table
+from attn.shared_eval.claims.report import Report
 
 ROOT = Path(__file__).parent.parent
 
@@ -18,8 +24,9 @@ extensions = [
 ]
 myst_enable_extensions = ["colon_fence", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "tests"]
 nitpicky = False
+default_role = "code"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -31,3 +38,19 @@ napoleon_use_rtype = False
 html_theme = "furo"
 html_title = project
 html_static_path = ["_static"]
+
+
+def _fill_in(app: Sphinx, name: str, source: list[str]) -> None:
+    """Put what the code itself knows where a page asks for it, so that it cannot go stale."""
+    for marker, make in {"<!-- capability table -->": capability_table, "<!-- report schema -->": _report_schema}.items():
+        if marker in source[0]:
+            source[0] = source[0].replace(marker, make())
+
+
+def _report_schema() -> str:
+    return f"```json\n{json.dumps(Report.model_json_schema(), indent=2)}\n```"
+
+
+def setup(app: Sphinx) -> None:
+    """Register the hook with sphinx."""
+    app.connect("source-read", _fill_in)
