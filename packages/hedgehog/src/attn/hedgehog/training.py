@@ -292,6 +292,8 @@ class HedgehogFinetune(TrainableStateModule):
         if self.schedule == "constant":
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)
+        # The estimate sets the loader up, and Lightning restores a loader's position only where it sets it up later on.
+        self.trainer.fit_loop._combined_loader = None
         scheduler = (
             torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
             if self.schedule == "cosine"
