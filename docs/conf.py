@@ -40,9 +40,12 @@ html_title = project
 html_static_path = ["_static"]
 
 
-def _fill_in(app: Sphinx, name: str, source: list[str]) -> None:
+def _fill_in(_app: Sphinx, _name: str, source: list[str]) -> None:
     """Put what the code itself knows where a page asks for it, so that it cannot go stale."""
-    for marker, make in {"<!-- capability table -->": capability_table, "<!-- report schema -->": _report_schema}.items():
+    for marker, make in {
+        "<!-- capability table -->": capability_table,
+        "<!-- report schema -->": _report_schema,
+    }.items():
         if marker in source[0]:
             source[0] = source[0].replace(marker, make())
 
