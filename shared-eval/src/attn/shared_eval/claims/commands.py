@@ -1,7 +1,8 @@
 """The commands of ``python -m attn.shared_eval.claims``: reproduce, pages and summary.
 
-Exit codes: 0, no claim is worse than its recorded verdict; 1, one is (of ``pages --check``: a page is stale); 2, the
-command line or a ledger is wrong; 3, a claim that was asked for could not run for want of data or hardware.
+Exit codes: 0, no claim is worse than its recorded verdict; 1, one is worse than recorded (of ``pages --check``: a
+page is stale); 2, the command line or a ledger is wrong; 3, a claim that was asked for could not run for want of data
+or hardware; 130, interrupted, and what is finished is stored.
 """
 
 import inspect
@@ -22,7 +23,7 @@ from attn.shared_eval.claims.ledger import LedgerError
 from attn.shared_eval.claims.pages import PageError
 from attn.shared_eval.claims.runner import Request, UsageError
 
-__all__ = ["main"]
+__all__ = ["main", "parser"]
 
 _WIDTH_OF_A_FILE = 150
 
@@ -132,13 +133,15 @@ class _Parser(ArgumentParser):
         return super().add_argument(*dashed, **options)
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Run a command of the command line; the result is the exit code."""
-    parser = _Parser(prog="python -m attn.shared_eval.claims", description="Claims of papers: measure, report, render.")
-    parser.formatter_class = DefaultHelpFormatter
-    subcommands = parser.add_subcommands(required=True, dest="command")
-    commands: dict[str, Callable[..., int]] = {"reproduce": reproduce, "pages": pages, "summary": summary}
-    for name, command in commands.items():
+_COMMANDS: dict[str, Callable[..., int]] = {"reproduce": reproduce, "pages": pages, "summary": summary}
+
+
+def parser() -> ArgumentParser:
+    """The command line."""
+    root = _Parser(prog="python -m attn.shared_eval.claims", description="Claims of papers: measure, report, render.")
+    root.formatter_class = DefaultHelpFormatter
+    subcommands = root.add_subcommands(required=True, dest="command")
+    for name, command in _COMMANDS.items():
         subparser = _Parser(description=(command.__doc__ or "").partition("Args:")[0])
         subparser.add_function_arguments(command, as_group=False, as_positional=True, skip=set(_SEVERAL))
         for parameter, (kind, text) in _SEVERAL.items():
@@ -146,9 +149,14 @@ def main(args: Sequence[str] | None = None) -> int:
                 words = parameter if parameter == "folders" else f"--{parameter}"
                 subparser.add_argument(words, nargs="+", type=kind, help=text)
         subcommands.add_subcommand(name, subparser, help=(command.__doc__ or "").splitlines()[0])
-    chosen = parser.parse_args(args)
+    return root
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command of the command line; the result is the exit code."""
+    chosen = parser().parse_args(args)
     try:
-        return commands[chosen.command](**chosen[chosen.command].as_dict())
+        return _COMMANDS[chosen.command](**chosen[chosen.command].as_dict())
     except (LedgerError, PageError, UsageError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
