@@ -38,7 +38,9 @@ def test_a_table_shows_what_the_ledger_records(repository):
     for part in ("0.5 (unverified)", "method 1<br>baseline 2", "`shuffled >= baseline`<br>shuffled 2.1", "**holds**"):
         assert part in half
     assert "an abacus<br>2026-01-02" in half
-    assert "**fails**<br>tried a\\|b" in third
+    assert "| **fails** |" in third
+    paper = (repository.root / "docs" / "papers" / f"{repository.folder.name}.md").read_text()
+    assert "- Verdict: **fails**: tried a|b" in paper
     assert all(part in large for part in ("16.7", "**not run**", "needs one GPU<br>8 hours"))
     assert "unverified" not in large
 

@@ -24,7 +24,7 @@ __all__ = ["BEGIN", "END", "PageError", "render"]
 
 BEGIN = "<!-- claims:begin -->"
 END = "<!-- claims:end -->"
-_COLUMNS = ("claim", "tier", "paper's figure", "our figure [95 % interval]", "control", "verdict", "measured on")
+_COLUMNS = ("claim", "verdict", "paper's figure", "our figure [95 % interval]", "control", "tier", "measured on")
 
 
 class PageError(Exception):
@@ -147,9 +147,8 @@ def _table(claims: Sequence[Claim]) -> str:
     for claim in claims:
         for name, tier in _tiers(claim):
             first = cell(f"**{claim.id}**", claim.statement)
-            verdict = [f"**{tier.verdict}**", *([tier.note] if tier.note else [])]
-            cells = [cell(published_text(claim.published)), *_measured(tier), cell(*verdict), cell(*_where(tier))]
-            lines.append(f"| {first} | {name} | {' | '.join(cells)} |")
+            cells = [cell(published_text(claim.published)), *_measured(tier), name, cell(*_where(tier))]
+            lines.append(f"| {first} | **{tier.verdict}** | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -182,12 +181,19 @@ def _details(claim: Claim) -> Iterator[str]:
         yield f"- Mini tier: experiment `{mini.experiment}`, {mini.metric}; seeds {', '.join(map(str, mini.seed_list))}"
         yield f"- Expected ({_JUDGES[mini.judge]}): {', '.join(f'`{text}`' for text in mini.expect)}"
         yield f"- Control: {', '.join(f'`{text}`' for text in mini.control)}"
+        yield from _verdict(mini)
     if (paper := claim.paper) is not None:
         yield f"- Paper tier: {paper.checkpoint} on {paper.data} ({paper.split}), {paper.metric}"
         for target in paper.targets:
             mark = "" if target.verified else ", unverified"
             yield f"- Target: {target.figure} {target.value:g} +- {target.tolerance:g} ({target.source}{mark})"
         yield f"- Needs {paper.needs}; {paper.hardware}, {paper.time}"
+        yield from _verdict(paper)
+
+
+def _verdict(tier: MiniTier | PaperTier) -> Iterator[str]:
+    note = f": {tier.note}" if tier.note else ""
+    yield f"- Verdict: **{tier.verdict}**{note}"
 
 
 _JUDGES = {"every seed": "on every seed", "interval": "by the 95 % interval of the margin"}
