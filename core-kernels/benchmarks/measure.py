@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from registry import BENCHMARKS, Benchmark, Candidate
 
-from attn.core_kernels.testing import peak_memory, tolerance
+from attn.core_kernels.counting import peak_memory
+from attn.core_kernels.testing import tolerance
 
 ROUNDS = 7
 COLUMNS = [
@@ -69,7 +70,7 @@ def main() -> None:
 
 
 def measure(benchmark: Benchmark, shape: dict[str, int], device: torch.device) -> list[dict[str, object]]:
-    """One row per candidate, forward and backward together."""
+    """One row per candidate, forward and backward together if any input needs a gradient."""
     rows: dict[str, dict[str, object]] = {}
     times: dict[str, list[float]] = {}
     inputs = tuple(x.detach().to(device).requires_grad_(x.requires_grad) for x in benchmark.inputs(**shape))
@@ -80,7 +81,7 @@ def measure(benchmark: Benchmark, shape: dict[str, int], device: torch.device) -
         allowed = tolerance(inputs[0].dtype, shape["tokens"])
         rows[name] = {
             "impl": name,
-            "pass": "forward+backward",
+            "pass": "forward+backward" if any(x.requires_grad for x in inputs) else "forward",
             "shape": " ".join(f"{key}={value}" for key, value in shape.items()),
             "dtype": str(inputs[0].dtype).removeprefix("torch."),
             "error": f"{error:.2e}",
@@ -102,12 +103,13 @@ def measure(benchmark: Benchmark, shape: dict[str, int], device: torch.device) -
 
 
 def step(candidate: Candidate, inputs: tuple[torch.Tensor, ...]) -> Callable[[], None]:
-    """One forward and backward."""
+    """One forward, and backward if any input needs a gradient."""
     leaves = [x for x in inputs if x.requires_grad]
 
     def run() -> None:
         out = candidate.call(*inputs)
-        torch.autograd.grad(out, leaves, torch.ones_like(out), allow_unused=True)
+        if leaves:
+            torch.autograd.grad(out, leaves, torch.ones_like(out), allow_unused=True)
 
     return run
 

@@ -6,7 +6,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attn.core_kernels import linear_attention, mimicry_cross_entropy
+from attn.core_kernels import (
+    attention_with_lse,
+    key_mass,
+    key_moments,
+    linear_attention,
+    logit_by_distance,
+    mass_by_distance,
+    mean_map,
+    mimicry_cross_entropy,
+    row_stats,
+    submap,
+    suffix_key_mass,
+    tile_stats,
+)
 
 Inputs = tuple[Tensor, ...]
 
@@ -88,6 +101,103 @@ def mimicry(impl: str) -> Callable[..., Tensor]:
     return call
 
 
+def map_inputs(batch: int, heads: int, tokens: int, head_dim: int, causal: int) -> Inputs:
+    """Queries, keys and values without gradient, and whether the map is causal."""
+    rows = (x.detach() for x in draw(*[(batch, heads, tokens, head_dim)] * 3))
+    return *rows, torch.tensor(bool(causal))
+
+
+def trained_map_inputs(**shape: int) -> Inputs:
+    """The same with queries and keys that need gradients."""
+    query, key, value, causal = map_inputs(**shape)
+    return query.requires_grad_(), key.requires_grad_(), value, causal
+
+
+def eager_scores(query: Tensor, key: Tensor, causal: Tensor) -> Tensor:
+    """The scores as an eager attention module computes them."""
+    scores = query @ key.mT * query.shape[-1] ** -0.5
+    if causal:
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(hidden, -torch.inf)
+    return scores
+
+
+def eager_map(query: Tensor, key: Tensor, causal: Tensor) -> Tensor:
+    """The softmax map as an eager attention module computes it."""
+    return eager_scores(query, key, causal).softmax(-1)
+
+
+def sums_of_tiles(probability: Tensor, _value: Tensor) -> Tensor:
+    """Sums of tiles of 64 rows and columns, the maxima and small entries read as well."""
+    tiles = probability.unflatten(3, (-1, 64)).unflatten(2, (-1, 64))
+    tiles.amax((3, 5))
+    (tiles < 1e-3).sum((3, 5))
+    return tiles.sum((3, 5))
+
+
+def entropies(probability: Tensor, _value: Tensor) -> Tensor:
+    """Entropy of the rows, the largest probability read as well."""
+    probability.max(-1)
+    return torch.special.entr(probability).sum(-1)
+
+
+def squares(probability: Tensor, _value: Tensor) -> Tensor:
+    """Column sums of the squares, the column sums read as well."""
+    probability.sum(2)
+    return probability.square().sum(2)
+
+
+def suffixes(probability: Tensor, _value: Tensor) -> Tensor:
+    """Column sums from every 64th row on."""
+    return probability.unflatten(2, (-1, 64)).sum(3).flip(2).cumsum(2).flip(2)
+
+
+def masses_near_and_far(entries: Tensor, _value: Tensor) -> Tensor:
+    """Sums per row up to a distance of 99 and beyond."""
+    return torch.stack([entries.masked_fill(~band, 0).sum(-1) for band in near_and_far(entries)], -1)
+
+
+def logits_near_and_far(scores: Tensor, _value: Tensor) -> Tensor:
+    """Means up to a distance of 99 and beyond."""
+    return torch.stack([scores.masked_fill(~band, 0).sum((2, 3)) / band.sum() for band in near_and_far(scores)], -1)
+
+
+def near_and_far(entries: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether query and key are less than 100 apart, and whether they are not."""
+    token = torch.arange(entries.shape[-1], device=entries.device)
+    near = (token[:, None] - token).abs() < 100
+    return near, ~near
+
+
+def read_map(
+    ours: Callable[..., Tensor],
+    eager: Callable[[Tensor, Tensor], Tensor],
+    *,
+    source: Callable[..., Tensor] | None = None,
+    causal: bool = False,
+    trained: bool = False,
+) -> Benchmark:
+    """An operator of the softmax map against the eager map, or its scores, and what is then read off it."""
+
+    def call(query: Tensor, key: Tensor, value: Tensor, is_causal: Tensor) -> Tensor:
+        return ours(query, key, value, causal=bool(is_causal))
+
+    def baseline(query: Tensor, key: Tensor, value: Tensor, is_causal: Tensor) -> Tensor:
+        return eager((source or eager_map)(query, key, is_causal), value)
+
+    shapes = [(1024, 0), (4096, 0), (4096, 1)] if causal else [(1024, 0), (4096, 0)]
+    return Benchmark(
+        shapes=[{"batch": 1, "heads": 8, "tokens": n, "head_dim": 64, "causal": c} for n, c in shapes],
+        inputs=trained_map_inputs if trained else map_inputs,
+        candidates={"eager": Candidate(call=baseline, exact=call), "torch": Candidate(call=call, exact=call)},
+        baseline="eager",
+        largest={},
+    )
+
+
+ROWS, COLUMNS = torch.arange(900, 960), torch.arange(100, 400)
+
+
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 
 BENCHMARKS = {
@@ -113,5 +223,27 @@ BENCHMARKS = {
         },
         baseline="reference",
         largest={"reference": 2048},
+    ),
+    "attention_with_lse": read_map(
+        lambda q, k, v, causal: attention_with_lse(q, k, v, causal=causal)[0], lambda p, v: p @ v, causal=True
+    ),
+    "key_mass": read_map(lambda q, k, _, causal: key_mass(q, k, causal=causal), lambda p, _: p.sum(2), causal=True),
+    "key_moments": read_map(lambda q, k, _, causal: key_moments(q, k, causal=causal).square, squares),
+    "suffix_key_mass": read_map(lambda q, k, _, causal: suffix_key_mass(q, k, block_size=64, causal=causal), suffixes),
+    "row_stats": read_map(lambda q, k, _, causal: row_stats(q, k, causal=causal).entropy, entropies),
+    "submap": read_map(
+        lambda q, k, _, causal: submap(q, k, ROWS, COLUMNS, causal=causal), lambda p, _: p[:, :, ROWS][..., COLUMNS]
+    ),
+    "mean_map": read_map(lambda q, k, _, causal: mean_map(q, k, causal=causal), lambda p, _: p.mean(1), trained=True),
+    "tile_stats": read_map(
+        lambda q, k, _, causal: tile_stats(q, k, block_size=64, eps=1e-3, causal=causal).sum, sums_of_tiles
+    ),
+    "mass_by_distance": read_map(
+        lambda q, k, _, causal: mass_by_distance(q, k, (0, 100), causal=causal), masses_near_and_far
+    ),
+    "logit_by_distance": read_map(
+        lambda q, k, _, causal: logit_by_distance(q, k, (0, 100), causal=causal),
+        logits_near_and_far,
+        source=eager_scores,
     ),
 }

@@ -125,6 +125,15 @@ CALLS = """
 rows = torch.ones(1, 2, 3, 4)
 calls = {
     "linear_attention": lambda impl: core.linear_attention(rows, rows, rows, impl=impl),
+    "attention_with_lse": lambda impl: core.attention_with_lse(rows, rows, rows, impl=impl),
+    "key_mass": lambda impl: core.key_mass(rows, rows, impl=impl),
+    "key_moments": lambda impl: core.key_moments(rows, rows, impl=impl),
+    "suffix_key_mass": lambda impl: core.suffix_key_mass(rows, rows, block_size=2, impl=impl),
+    "row_stats": lambda impl: core.row_stats(rows, rows, impl=impl),
+    "submap": lambda impl: core.submap(rows, rows, impl=impl),
+    "tile_stats": lambda impl: core.tile_stats(rows, rows, block_size=2, eps=0.1, impl=impl),
+    "mass_by_distance": lambda impl: core.mass_by_distance(rows, rows, (0, 1), impl=impl),
+    "logit_by_distance": lambda impl: core.logit_by_distance(rows, rows, (0, 1), impl=impl),
     "mimicry_cross_entropy": lambda impl: core.mimicry_cross_entropy(rows, rows, rows, rows, impl=impl),
 }
 for operator, table in core.IMPLEMENTATIONS.items():

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from attn.core_kernels import IMPLEMENTATIONS, LinearState, linear_attention, linear_attention_step
+from attn.core_kernels.counting import peak_memory
 from attn.core_kernels.replace.linear_attention.chunked import chunked_sums
-from attn.core_kernels.testing import assert_close, peak_memory
+from attn.core_kernels.testing import assert_close
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from attn.core_kernels import IMPLEMENTATIONS, mimicry_cross_entropy
+from attn.core_kernels.counting import peak_memory
 from attn.core_kernels.observe.mimicry_cross_entropy.row_blocks import row_entropies
-from attn.core_kernels.testing import assert_close, peak_memory
+from attn.core_kernels.testing import assert_close
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from attn.core_kernels.testing import assert_close, peak_memory, tolerance
+from attn.core_kernels.counting import peak_memory
+from attn.core_kernels.testing import assert_close, tolerance
 
 
 @pytest.mark.usefixtures("poisoned_memory")

@@ -2,15 +2,43 @@
 
 from attn.core_kernels.implementations import IMPLEMENTATIONS, Serves, capability_table
 from attn.core_kernels.observe.mimicry_cross_entropy import MimicryRows, mimicry_cross_entropy
+from attn.core_kernels.observe.softmax_map import (
+    KeyMoments,
+    RowStats,
+    TileStats,
+    attention_with_lse,
+    key_mass,
+    key_moments,
+    logit_by_distance,
+    mass_by_distance,
+    mean_map,
+    row_stats,
+    submap,
+    suffix_key_mass,
+    tile_stats,
+)
 from attn.core_kernels.replace.linear_attention import LinearState, linear_attention, linear_attention_step
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "KeyMoments",
     "LinearState",
     "MimicryRows",
+    "RowStats",
     "Serves",
+    "TileStats",
+    "attention_with_lse",
     "capability_table",
+    "key_mass",
+    "key_moments",
     "linear_attention",
     "linear_attention_step",
+    "logit_by_distance",
+    "mass_by_distance",
+    "mean_map",
     "mimicry_cross_entropy",
+    "row_stats",
+    "submap",
+    "suffix_key_mass",
+    "tile_stats",
 ]

@@ -36,7 +36,18 @@ class Serves:
 
 TRITON = Serves(devices=("cuda",), dtypes=(torch.float32, torch.bfloat16, torch.float16), max_head_dim=256)
 
+_FORWARD_ONLY = {"reference": Serves(), "torch": Serves(gradient=False)}
+
 IMPLEMENTATIONS: dict[str, dict[str, Serves]] = {
+    "attention_with_lse": {"reference": Serves(), "torch": Serves()},
+    "key_mass": _FORWARD_ONLY,
+    "key_moments": _FORWARD_ONLY,
+    "suffix_key_mass": _FORWARD_ONLY,
+    "row_stats": _FORWARD_ONLY,
+    "submap": {"reference": Serves(), "torch": Serves()},
+    "tile_stats": _FORWARD_ONLY,
+    "mass_by_distance": _FORWARD_ONLY,
+    "logit_by_distance": _FORWARD_ONLY,
     "linear_attention": {"reference": Serves(), "torch": Serves(), "triton": replace(TRITON, max_head_dim=None)},
     "mimicry_cross_entropy": {"reference": Serves(), "torch": Serves()},
 }

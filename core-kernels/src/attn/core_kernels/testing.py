@@ -4,12 +4,11 @@ Needs pytest, which is not a dependency of the package: the extra ``testing`` ha
 fixture, ``from attn.core_kernels.testing import poisoned_memory  # noqa: F401``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 
 @pytest.fixture
@@ -20,23 +19,6 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
-
-
-def peak_memory(function: Callable[[], object]) -> int:
-    """The most bytes that a call holds at once in CPU tensors, beyond what was allocated before it.
-
-    Counted by PyTorch's profiler from every allocation and release, so also inside registered operators and in the
-    backward.
-    """
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        function()
-    results = trace.profiler.kineto_results
-    live = peak = 0
-    for event in sorted(results.events(), key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
-    return peak
 
 
 def tolerance(dtype: torch.dtype, length: int) -> float:

@@ -1,0 +1,125 @@
+"""What the pages take from the code when the site is built, so that they cannot say anything else."""
+
+import contextlib
+import inspect
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pydantic import BaseModel
+
+from attn.core_kernels import capability_table
+from attn.shared_eval.claims import commands as claims_commands
+from attn.shared_eval.claims import ledger
+from attn.shared_eval.claims.report import Report
+from attn.shared_eval.models import __main__ as models_commands
+
+
+def fill_in(text: str) -> str:
+    """A page with every marker ``<!-- from the code: NAME -->`` replaced by what `MAKERS` makes.
+
+    Raises:
+        KeyError: if there is no maker of that name.
+    """
+    return re.sub(r"<!-- from the code: (.+?) -->", lambda marker: MAKERS[marker[1]](), text)
+
+
+def option_help(main: Callable[[list[str]], object], command: str) -> str:
+    """What ``--help`` of a command prints below its usage, without the options that go to Lightning's Trainer."""
+    printed = io.StringIO()
+    columns = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "88"  # argparse wraps two before it
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            main([command, "--help"])
+    finally:
+        del os.environ["COLUMNS"]
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
+    text = re.split(r"\n\n", printed.getvalue(), maxsplit=1)[1]
+    text = text.partition("\nCustomize every aspect of training")[0]
+    return f"```text\n{text.strip()}\n```"
+
+
+def exit_codes() -> str:
+    """The paragraph of the command's docstring."""
+    paragraph = inspect.getdoc(claims_commands).partition("\n\n")[2]  # type: ignore[union-attr]
+    codes = " ".join(paragraph.split()).removeprefix("Exit codes: ").rstrip(".").split("; ")
+    rows = [code.partition(", ") for code in codes]
+    return "\n".join(["| exit code | meaning |", "|--:|---|", *(f"| {code} | {text} |" for code, _, text in rows)])
+
+
+def ledger_example() -> str:
+    """The ledger in the docstring of its module."""
+    return "```toml" + inspect.getdoc(ledger).partition("```toml")[2]  # type: ignore[union-attr]
+
+
+def keys(model: type[BaseModel]) -> str:
+    """A table for each table or object of a schema: its keys, their types, what they mean."""
+    schema = model.model_json_schema()
+    root = model.__name__
+    parts = [f"**{root}**: {_first(schema)}", *_rows(root, schema)]
+    for name, part in schema.get("$defs", {}).items():
+        parts += [f"\n({_anchor(root, name)})=\n**{name}**: {_first(part)}", *_rows(root, part)]
+    return "\n".join(parts)
+
+
+def _rows(root: str, schema: dict[str, Any]) -> Iterator[str]:
+    required = set(schema.get("required", ()))
+    yield "\n| key | type | |\n|---|---|---|"
+    for key, value in schema["properties"].items():
+        meaning = [" ".join(value.get("description", "").split())]
+        if key not in required:
+            default = value.get("default")
+            meaning.append("Optional." if default in (None, {}) else f"Default: `{json.dumps(default)}`.")
+        yield f"| `{key}` | {_type(root, value)} | {' '.join(meaning).strip()} |"
+
+
+def _first(schema: dict[str, Any]) -> str:
+    return str(schema["description"]).partition("\n\n")[0]
+
+
+def _anchor(root: str, name: str) -> str:
+    return f"{root}-{name}".lower()
+
+
+def _type(root: str, schema: dict[str, Any]) -> str:
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{_anchor(root, name)})"
+    if "anyOf" in schema:
+        return " or ".join(_type(root, part) for part in schema["anyOf"] if part.get("type") != "null")
+    if "enum" in schema or "const" in schema:
+        return ", ".join(f"`{json.dumps(value)}`" for value in schema.get("enum", [schema.get("const")]))
+    if schema["type"] == "array":
+        return f"list of {_type(root, schema['items'])}"
+    if schema["type"] == "object":
+        values = [*schema.get("patternProperties", {}).values()] or [schema["additionalProperties"]]
+        return f"table of {_type(root, values[0])}"
+    limits = [f"at least {schema['minimum']:g}"] if "minimum" in schema else []
+    limits += [f"`{schema['pattern']}`"] if "pattern" in schema else []
+    return ", ".join([str(schema.get("format", schema["type"])), *limits])
+
+
+def report_schema() -> str:
+    """The JSON schema of a report."""
+    return f"```json\n{json.dumps(Report.model_json_schema(), indent=1)}\n```"
+
+
+MAKERS: dict[str, Callable[[], str]] = {
+    "capability table": capability_table,
+    "exit codes": exit_codes,
+    "ledger example": ledger_example,
+    "ledger keys": lambda: keys(ledger.Ledger),
+    "report keys": lambda: keys(Report),
+    "report schema": report_schema,
+    "options of claims reproduce": lambda: option_help(claims_commands.main, "reproduce"),
+    "options of claims pages": lambda: option_help(claims_commands.main, "pages"),
+    "options of claims summary": lambda: option_help(claims_commands.main, "summary"),
+    "options of models train": lambda: option_help(models_commands.main, "train"),
+    "options of models check": lambda: option_help(models_commands.main, "check"),
+    "options of models list": lambda: option_help(models_commands.main, "list"),
+}
