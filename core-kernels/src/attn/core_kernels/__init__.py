@@ -18,9 +18,12 @@ from attn.core_kernels.observe.softmax_map import (
     tile_stats,
 )
 from attn.core_kernels.replace.linear_attention import LinearState, linear_attention, linear_attention_step
+from attn.core_kernels.sparsify import BlockLayout, Density, block_sparse_attention, windowed_attention
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "BlockLayout",
+    "Density",
     "KeyMoments",
     "LinearState",
     "MimicryRows",
@@ -28,6 +31,7 @@ __all__ = [
     "Serves",
     "TileStats",
     "attention_with_lse",
+    "block_sparse_attention",
     "capability_table",
     "key_mass",
     "key_moments",
@@ -41,4 +45,5 @@ __all__ = [
     "submap",
     "suffix_key_mass",
     "tile_stats",
+    "windowed_attention",
 ]
