@@ -113,7 +113,7 @@ def fused(
         *((matrices, vectors) if causal else after), out, denominators, *plan.faders, plan.chunks,
         *_strides(plan.query, plan.key, plan.value), *plan.sizes, eps, axis="BLOCK_V", CAUSAL=causal,
     )  # fmt: skip
-    return out, denominators, *after
+    return out, denominators, after[0], after[1]
 
 
 @torch.library.custom_op("attn::linear_attention_triton_backward", mutates_args=())
@@ -169,7 +169,7 @@ def fused_backward(
     grad_key, grad_value = (
         sum_groups(grad, x.shape[1]).to(x.dtype) for grad, x in ((grad_key, key), (grad_value, value))
     )
-    return grad_query, grad_key, grad_value, *grad_before
+    return grad_query, grad_key, grad_value, grad_before[0], grad_before[1]
 
 
 @fused.register_fake
