@@ -1,6 +1,7 @@
 """Attention primitives that observe, edit, sparsify and replace the softmax map."""
 
 from attn.core_kernels.edit.probabilities import edit_map, mix_values, remap_columns, scale_keys, swap_map
+from attn.core_kernels.edit.scores import boost_keys, decay_outside_window
 from attn.core_kernels.implementations import IMPLEMENTATIONS, Serves, capability_table
 from attn.core_kernels.observe.mimicry_cross_entropy import MimicryRows, mimicry_cross_entropy
 from attn.core_kernels.observe.softmax_map import (
@@ -29,7 +30,9 @@ __all__ = [
     "Serves",
     "TileStats",
     "attention_with_lse",
+    "boost_keys",
     "capability_table",
+    "decay_outside_window",
     "edit_map",
     "key_mass",
     "key_moments",
