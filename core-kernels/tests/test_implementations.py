@@ -83,7 +83,7 @@ def test_every_argument_of_a_call_must_be_served(table):
 
 @pytest.mark.usefixtures("table")
 def test_an_unknown_name_is_refused():
-    with pytest.raises(ValueError, match="impl must be 'auto', 'reference', 'torch' or 'triton', got 'cuda'"):
+    with pytest.raises(ValueError, match="impl must be 'auto', 'reference', 'torch', 'triton' or 'flex', got 'cuda'"):
         choose_implementation("glance", "cuda", Tensor())
 
 
@@ -137,11 +137,13 @@ calls = {
     "mimicry_cross_entropy": lambda impl: core.mimicry_cross_entropy(rows, rows, rows, rows, impl=impl),
     "mix_values": lambda impl: core.mix_values(rows, rows, rows, torch.ones(2), impl=impl),
     "scale_keys": lambda impl: core.scale_keys(rows, rows, rows, torch.ones(1, 1, 3) > 0, 0.4, impl=impl),
+    "decay_outside_window": lambda impl: core.decay_outside_window(rows, rows, rows, 1, impl=impl),
+    "boost_keys": lambda impl: core.boost_keys(rows, rows, rows, torch.ones(1, 1, 3) > 0, 0.5, impl=impl),
     "swap_map": lambda impl: core.swap_map(rows, rows, rows, torch.tensor([0]), impl=impl),
     "remap_columns": lambda impl: core.remap_columns(rows, rows, rows, torch.tensor([0]), impl=impl),
 }
 for operator, table in core.IMPLEMENTATIONS.items():
-    for impl in ("auto", *(table.keys() - {"triton"})):
+    for impl in ("auto", *(table.keys() - {"triton", "flex"})):
         calls[operator](impl)
 assert "triton" not in sys.modules
 """
