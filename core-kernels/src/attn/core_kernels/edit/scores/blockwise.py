@@ -41,6 +41,7 @@ class DecaySlopes:
     def __init__(self, places: tuple[Tensor, Tensor], decay: Decay, precision: torch.dtype) -> None:
         self._of_query, self._of_key = places
         self._decay = decay
+        self._numbers = decay.numbers(torch.float64, places[1].device)
         self._precision = precision
         self._last: tuple[slice, slice, list[tuple[slice, Tensor]]] | None = None
 
@@ -51,7 +52,8 @@ class DecaySlopes:
 
     def _factors(self, rows: slice, keys: slice) -> list[tuple[slice, Tensor]]:
         if self._last is None or self._last[:2] != (rows, keys):
-            factor = self._decay.factor(self._of_query[rows, None], self._of_key[keys]).to(self._precision)
+            factor = self._decay.factor(self._of_query[rows, None], self._of_key[keys], self._numbers)
+            factor = factor.to(self._precision)
             first = factor[:1]
             uniform = (factor == first).all(0)
             # a new run starts where a uniform column differs from the one before, or where uniformity ends or begins

@@ -23,16 +23,21 @@ class Decay(NamedTuple):
     risk_half_width: float
     beta: float
 
-    def factor(self, of_query: Tensor, of_key: Tensor) -> Tensor:
-        """The factor between places that broadcast, float64; 1 where either place is negative."""
+    def numbers(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The fields in their order as one tensor, 0 for no period."""
+        fields = self._replace(period=self.period or 0.0)
+        return torch.tensor(list(fields), dtype=dtype, device=device)
+
+    def factor(self, of_query: Tensor, of_key: Tensor, numbers: Tensor) -> Tensor:
+        """The factor between places that broadcast, in the dtype of ``numbers``; 1 where either place is negative."""
+        half_window, factor, period, risk_half_width, beta = (numbers[field] for field in range(5))
         distance = (of_query - of_key).abs()
-        factor = torch.full_like(distance, self.alpha, dtype=torch.float64)
         if self.period is not None:
-            turns = (distance / self.period).round()
-            at_risk = (turns >= 1) & ((distance - turns * self.period).abs() <= self.risk_half_width)
-            factor = torch.where(at_risk, self.beta, factor)
-        kept = (distance <= self.half_window) | (of_query < 0) | (of_key < 0)
-        return torch.where(kept, 1.0, factor)
+            turns = (distance / period).round()
+            at_risk = (turns >= 1) & ((distance - turns * period).abs() <= risk_half_width)
+            factor = torch.where(at_risk, beta, factor)
+        kept = (distance <= half_window) | (of_query < 0) | (of_key < 0)
+        return torch.where(kept, torch.ones_like(half_window), factor)
 
     @property
     def is_neutral(self) -> bool:

@@ -48,9 +48,11 @@ def _attend(attention: Attention, edit: Edit) -> Tensor:
 def decay_outside_window(attention: Attention, places: tuple[Tensor, Tensor], decay: Decay) -> Tensor:
     """Positive scores times the factor of their distance."""
     of_query, of_key = places
+    # A tensor, for FlexAttention compiles numbers into its kernel, and refuses them once they have changed.
+    numbers = decay.numbers(attention.precision, attention.query.device)
 
     def edit(score: Tensor, _b: Tensor, _h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return torch.where(score > 0, score * decay.factor(of_query[i], of_key[j]).to(score.dtype), score)
+        return torch.where(score > 0, score * decay.factor(of_query[i], of_key[j], numbers).to(score.dtype), score)
 
     return _attend(attention, edit)
 

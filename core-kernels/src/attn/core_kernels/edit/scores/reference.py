@@ -27,7 +27,8 @@ def edit_scores(attention: Attention, edit: Callable[[Tensor], Tensor]) -> Tenso
 
 def decay_outside_window(attention: Attention, places: tuple[Tensor, Tensor], decay: Decay) -> Tensor:
     """Positive scores times the factor of their distance."""
-    factor = decay.factor(places[0][:, None], places[1])
+    numbers = decay.numbers(torch.float64, places[1].device)
+    factor = decay.factor(places[0][:, None], places[1], numbers)
 
     def edit(logits: Tensor) -> Tensor:
         return torch.where(logits > 0, logits * factor.to(logits.dtype), logits)
