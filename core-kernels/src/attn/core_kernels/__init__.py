@@ -20,9 +20,12 @@ from attn.core_kernels.observe.softmax_map import (
     tile_stats,
 )
 from attn.core_kernels.replace.linear_attention import LinearState, linear_attention, linear_attention_step
+from attn.core_kernels.sparsify import BlockLayout, Density, block_sparse_attention, windowed_attention
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "BlockLayout",
+    "Density",
     "KeyMoments",
     "LinearState",
     "MimicryRows",
@@ -30,6 +33,7 @@ __all__ = [
     "Serves",
     "TileStats",
     "attention_with_lse",
+    "block_sparse_attention",
     "boost_keys",
     "capability_table",
     "decay_outside_window",
@@ -50,4 +54,5 @@ __all__ = [
     "suffix_key_mass",
     "swap_map",
     "tile_stats",
+    "windowed_attention",
 ]
