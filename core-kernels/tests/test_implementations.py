@@ -132,7 +132,7 @@ import attn.core_kernels as core
 
 CALLS = """
 rows = torch.ones(1, 2, 3, 4)
-layout = core.BlockLayout.from_blocks(torch.ones(1, 1, dtype=torch.bool), 3, 3, block_size=4)
+layout = core.BlockLayout.from_blocks(torch.ones(1, 1, dtype=torch.bool), 3, 3)
 calls = {
     "linear_attention": lambda impl: core.linear_attention(rows, rows, rows, impl=impl),
     "attention_with_lse": lambda impl: core.attention_with_lse(rows, rows, rows, impl=impl),
@@ -144,6 +144,8 @@ calls = {
     "tile_stats": lambda impl: core.tile_stats(rows, rows, block_size=2, eps=0.1, impl=impl),
     "mass_by_distance": lambda impl: core.mass_by_distance(rows, rows, (0, 1), impl=impl),
     "logit_by_distance": lambda impl: core.logit_by_distance(rows, rows, (0, 1), impl=impl),
+    "block_sparse_attention": lambda impl: core.block_sparse_attention(rows, rows, rows, layout, impl=impl),
+    "windowed_attention": lambda impl: core.windowed_attention(rows, rows, rows, 2, impl=impl),
     "mimicry_cross_entropy": lambda impl: core.mimicry_cross_entropy(rows, rows, rows, rows, impl=impl),
     "mix_values": lambda impl: core.mix_values(rows, rows, rows, torch.ones(2), impl=impl),
     "scale_keys": lambda impl: core.scale_keys(rows, rows, rows, torch.ones(1, 1, 3) > 0, 0.4, impl=impl),

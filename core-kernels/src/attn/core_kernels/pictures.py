@@ -121,7 +121,7 @@ def draw_layer_curve(axes: "Axes", by_layer: Mapping[int, Tensor], *, label: str
     places = [layer for layer, x in zip(layers, values, strict=True) for _ in x]
     axes.scatter(places, torch.cat(values).tolist(), s=8, alpha=0.5, color=curve.get_color(), linewidths=0)
     axes.set_xlabel("layer")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     return curve
 
 

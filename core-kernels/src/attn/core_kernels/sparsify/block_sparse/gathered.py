@@ -152,7 +152,8 @@ def walk(table: BlockTable, tiles: Tensor, shape: Shape, *, by_key: bool) -> Ite
         length = lengths[start:stop, None]
         entry = table.offsets[of_layout[lists]][:, None] + torch.minimum(slot, length - 1)
         blocks, tile, repeated = table.blocks[entry].long(), table.tiles[entry].long(), slot >= length
-        place = (partly[entry] | (tile >= 0) | repeated).nonzero(as_tuple=True)
+        listed, slots = (partly[entry] | (tile >= 0) | repeated).nonzero(as_tuple=True)
+        place = listed, slots
         here, there = own[lists][place[0]], blocks[place]
         hidden = shape.hidden_pairs(*((there, here) if by_key else (here, there))) | repeated[place][:, None, None]
         if len(tiles):
