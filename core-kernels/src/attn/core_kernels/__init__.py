@@ -1,6 +1,7 @@
 """Attention primitives that observe, edit, sparsify and replace the softmax map."""
 
 from attn.core_kernels.edit.probabilities import edit_map, mix_values, remap_columns, scale_keys, swap_map
+from attn.core_kernels.edit.scores import boost_keys, decay_outside_window
 from attn.core_kernels.implementations import IMPLEMENTATIONS, Serves, capability_table
 from attn.core_kernels.observe.mimicry_cross_entropy import MimicryRows, mimicry_cross_entropy
 from attn.core_kernels.observe.softmax_map import (
@@ -33,7 +34,9 @@ __all__ = [
     "TileStats",
     "attention_with_lse",
     "block_sparse_attention",
+    "boost_keys",
     "capability_table",
+    "decay_outside_window",
     "edit_map",
     "key_mass",
     "key_moments",

@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Impl = Literal["auto", "reference", "torch", "triton"]
+Impl = Literal["auto", "reference", "torch", "triton", "flex"]
 
-AUTO_ORDER = ("triton", "torch")
+AUTO_ORDER = ("flex", "triton", "torch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,8 @@ class Serves:
 
 TRITON = Serves(devices=("cuda",), dtypes=(torch.float32, torch.bfloat16, torch.float16), max_head_dim=256)
 
+FLEX = TRITON  # FlexAttention compiles to Triton
+
 _FORWARD_ONLY = {"reference": Serves(), "torch": Serves(gradient=False)}
 
 IMPLEMENTATIONS: dict[str, dict[str, Serves]] = {
@@ -56,33 +58,38 @@ IMPLEMENTATIONS: dict[str, dict[str, Serves]] = {
     "scale_keys": {"reference": Serves(), "torch": Serves()},
     "swap_map": {"reference": Serves(), "torch": Serves()},
     "remap_columns": {"reference": Serves(), "torch": Serves()},
+    "decay_outside_window": {"reference": Serves(), "torch": Serves(), "flex": FLEX},
+    "boost_keys": {"reference": Serves(), "torch": Serves(), "flex": FLEX},
 }
 
 
 def choose_implementation(operator: str, impl: str, *tensors: Tensor) -> str:
     """The name of the implementation that computes this call of an operator.
 
-    ``"auto"`` takes Triton on CUDA devices and the blockwise PyTorch form elsewhere, each if it serves the call; it
-    never takes the reference. Any other name is taken at its word.
+    ``"auto"`` takes FlexAttention or else Triton on CUDA devices and the PyTorch form elsewhere, each if it serves the
+    call; it never takes the reference. Any other name is taken at its word.
 
     Args:
         operator: a key of `IMPLEMENTATIONS`.
-        impl: ``"auto"``, ``"reference"``, ``"torch"`` or ``"triton"``.
+        impl: ``"auto"``, ``"reference"``, ``"torch"``, ``"triton"`` or ``"flex"``.
         tensors: the floating-point arguments of the call; their device, dtype, last axis and need of a gradient decide.
 
     Raises:
-        ValueError: if ``impl`` is none of the four names.
+        ValueError: if ``impl`` is none of the five names.
         NotImplementedError: if the named implementation, or with ``"auto"`` every one, does not serve the call.
     """
-    if impl not in ("auto", "reference", "torch", "triton"):
-        raise ValueError(f"impl must be 'auto', 'reference', 'torch' or 'triton', got {impl!r}")
+    if impl not in ("auto", "reference", "torch", "triton", "flex"):
+        raise ValueError(f"impl must be 'auto', 'reference', 'torch', 'triton' or 'flex', got {impl!r}")
     table = IMPLEMENTATIONS[operator]
     serving = [name for name in (*AUTO_ORDER, "reference") if name in table and not _refusal(table[name], tensors)]
     if impl == "auto" and serving and serving[0] != "reference":
         return serving[0]
     if impl in table:
         # The interpreter runs Triton kernels on any device: a test may ask for it by name, `auto` never takes it.
-        refusal = _refusal(table[impl], tensors, any_device=impl == "triton" and _triton_interprets())
+        # So does FlexAttention, in a dense form that has no gradient.
+        dense = impl == "flex" and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+        any_device = dense or (impl == "triton" and _triton_interprets())
+        refusal = _refusal(table[impl], tensors, any_device=any_device)
         if not refusal:
             return impl
     else:
