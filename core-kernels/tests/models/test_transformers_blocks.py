@@ -9,6 +9,8 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
+from attn import core_kernels  # noqa: E402
+from attn.core_kernels import models  # noqa: E402
 from attn.core_kernels.models import KeyMass, MeanMap, RowEntropy, RowLse, Submap, edit, probe  # noqa: E402
 from attn.core_kernels.models.transformers_attention import _STATE  # noqa: E402
 
@@ -358,6 +360,56 @@ def test_no_square_of_the_tokens_is_stored_with_padding(model):
     with torch.no_grad(), probe(model.model, [KeyMass(), RowEntropy()], [1]):
         peak = peak_memory(lambda: model.model(ids, attention_mask=mask))
     assert peak < 15 * 2**20
+
+
+KEYS = torch.zeros(1, 1, 7, dtype=torch.bool).index_fill(2, torch.tensor([0, 4]), True)
+ROWS = torch.tensor([5, 6])
+OTHER = torch.tensor([1, 0])
+MAPPING = torch.eye(7).roll(1, 0)[None]
+EDITS = {
+    "mix_values": (
+        models.MixValues(torch.tensor([0.3, 1.0]), "uniform", ROWS),
+        {"mix": torch.tensor([0.3, 1.0]), "target": "uniform", "rows": ROWS},
+    ),
+    "scale_keys": (models.ScaleKeys(KEYS, 0.4), {"keys": KEYS, "beta": 0.4}),
+    "swap_map": (models.SwapMap(OTHER), {"source": OTHER}),
+    "remap_columns": (
+        models.RemapColumns(OTHER, MAPPING, torch.full((1, 7), 0.3), torch.full((1, 7), 1.5)),
+        {"source": OTHER, "mapping": MAPPING, "blend": torch.full((1, 7), 0.3), "weights": torch.full((1, 7), 1.5)},
+    ),
+    "edit_map": (models.EditMap(torch.sqrt), {"fn": torch.sqrt}),
+    "decay_outside_window": (
+        models.DecayOutsideWindow(1, 0.5, 4, 0.5, 0.2, torch.arange(7) // 2),
+        {"half_window": 1, "alpha": 0.5, "period": 4, "risk_half_width": 0.5, "beta": 0.2}
+        | {"places": torch.arange(7) // 2},
+    ),
+    "boost_keys": (models.BoostKeys(KEYS, 0.5, ROWS), {"keys": KEYS, "gain": 0.5, "rows": ROWS}),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_by_name_is_the_operator_in_the_chosen_heads(model, inputs, name):
+    by_name, arguments = EDITS[name]
+    impl = {} if name == "edit_map" else {"impl": "reference"}
+
+    def by_operator(query, key, value, **rule):
+        return getattr(core_kernels, name)(query, key, value, **arguments, **rule, **impl)
+
+    with edit(model, by_operator, [1], heads=[2, 1]):
+        expected = model(**inputs).logits
+    with edit(model, by_name, [1], heads=[2, 1]):
+        edited = model(**inputs).logits
+    torch.testing.assert_close(edited, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(edited, model(**inputs).logits, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("chosen", [models.ScaleKeys(KEYS, 0.0), models.BoostKeys(KEYS, 0.5)])
+def test_keys_that_are_generated_later_are_not_chosen(model, inputs, chosen):
+    with edit(model, chosen), probe(model, [Submap()], [0], calls="all") as seen:
+        tokens = generate(model, inputs)
+    assert tokens.shape == (2, 11)
+    assert seen.submap.calls[0][-1].shape == (2, 4, 1, 10)
 
 
 def test_importing_the_package_imports_neither_library():

@@ -65,7 +65,7 @@ class HookedProcessor:
         self.hooks: tuple[Hook, ...] = ()
         # Layers look up in the signature which arguments their processor takes.
         call = functools.wraps(processor.__call__)(functools.partial(type(self).__call__, self))
-        self.__call__: Callable[..., Any] = call
+        self.__call__: Any = call  # type: ignore[method-assign]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the processor with its attention replaced.

@@ -72,7 +72,7 @@ class CompactMask(Tensor):
 
     def dense(self) -> Tensor:
         """The mask in full, as the model's own implementation takes it."""
-        make = masking_utils.eager_mask if self._original == "eager" else masking_utils.sdpa_mask
+        make: Callable[..., Any] = masking_utils.eager_mask if self._original == "eager" else masking_utils.sdpa_mask
         always = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
         dense: Tensor = make(**{**self._arguments, **always})
         return dense
