@@ -114,15 +114,16 @@ def test_a_prompt_in_pieces_reads_the_rows_of_the_whole(model, inputs):
 @torch.no_grad()
 def test_only_chosen_layers_and_heads_are_read(model, inputs):
     maps = eager_maps(model, inputs)
-    with probe(model, [Submap()], range(1, 3), heads={1: [3, 0], 2: [2]}) as seen:
+    with probe(model, [Submap(), KeyMass()], range(1, 3), heads={1: [3, 0], 2: [2]}) as seen:
         model(**inputs)
     assert list(seen.submap) == [1, 2]
     torch.testing.assert_close(seen.submap[1][1], maps[1][1][[3, 0]], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(seen.submap[2][1], maps[2][1][[2]], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen.key_mass[1][1], maps[1][1][[3, 0]].sum(1), rtol=1e-4, atol=1e-5)
     with pytest.raises(KeyError, match=r"layer 0 is not probed: \[1, 2\] are"):
         seen.submap[0]
-    with pytest.raises(AttributeError, match=r"no read has the field 'key_mass'; there are \['submap'\]"):
-        seen.key_mass  # noqa: B018
+    with pytest.raises(AttributeError, match=r"no read has the field 'row_lse'; there are \['key_mass', 'submap'\]"):
+        seen.row_lse  # noqa: B018
 
 
 @torch.no_grad()
