@@ -23,7 +23,8 @@ INDEXES_STACKS = True  # an index counts over all stacks, in the order of attn_p
 
 def layer_names(model: nn.Module) -> dict[int, str]:
     """Names of a model's attention layers by index, in the order of its ``attn_processors``."""
-    return dict(enumerate(name.removesuffix(".processor") for name in model.attn_processors))
+    processors: Any = model.attn_processors
+    return dict(enumerate(name.removesuffix(".processor") for name in processors))
 
 
 @contextmanager
@@ -64,9 +65,8 @@ class HookedProcessor:
         self.hooks: tuple[Hook, ...] = ()
         # Layers look up in the signature which arguments their processor takes.
         call = functools.wraps(processor.__call__)(functools.partial(type(self).__call__, self))
-        self.__call__: Callable[..., Any] = call  # type: ignore[method-assign]
+        self.__call__: Any = call  # type: ignore[method-assign]
 
-    @torch.compiler.disable
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the processor with its attention replaced.
 

@@ -2,12 +2,14 @@
 
 import re
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
-from typing import get_args
+from typing import Any, get_args
 
+import torch
 from torch import nn
 
 from attn.core_kernels.models.hooks import Edit, EditHook, ReadHook
@@ -24,7 +26,8 @@ def probe(
 
     A read sees the map as the layer's queries and keys give it, before edits of the same layer; memory grows with
     tokens, not with their square. The model computes what it computes without the probe, to rounding. A backward pass
-    belongs into the block.
+    belongs into the block. What ``torch.compile`` has compiled runs eagerly while a block is open, in the whole
+    process: a compiled graph has no place for hooks, and keeping masks as rules is not traced.
 
     Args:
         model: a model, or sub-model, of transformers or diffusers.
@@ -55,7 +58,7 @@ def probe(
         names[layer]: ReadHook(layer=layer, heads=heads_there, reads=reads, seen=seen)
         for layer, heads_there in chosen.items()
     }
-    with library.attached(model, hooks):
+    with _EAGERLY, library.attached(model, hooks):
         yield seen
 
 
@@ -83,7 +86,7 @@ def edit(model: nn.Module, edit: Edit, layers: Layers = None, heads: Heads = Non
     library = _library(model)
     names, chosen = _chosen(library, model, layers, heads)
     hooks = {names[layer]: EditHook(layer=layer, heads=there, edit=edit) for layer, there in chosen.items()}
-    with library.attached(model, hooks):
+    with _EAGERLY, library.attached(model, hooks):
         yield
 
 
@@ -101,6 +104,30 @@ def attention_layers(model: nn.Module) -> dict[int, str]:
         NotImplementedError: if the model is none that can be probed.
     """
     return _layer_names(_library(model), model)
+
+
+class _Eagerly:
+    """What torch.compile has compiled runs eagerly from the first block entered to the last one left."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blocks = 0
+        self._stance: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._blocks:
+                self._stance = torch.compiler.set_stance("force_eager")
+            self._blocks += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._blocks -= 1
+            if not self._blocks:
+                self._stance.__exit__(None, None, None)
+
+
+_EAGERLY = _Eagerly()
 
 
 def _library(model: nn.Module) -> ModuleType:

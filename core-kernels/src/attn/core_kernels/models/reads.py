@@ -102,7 +102,7 @@ class SuffixKeyMass(Read):
     uses_lse: ClassVar[bool] = True
 
     def compute(self, call: AttentionCall, lse: Tensor | None) -> Tensor:  # noqa: D102
-        arguments = {"block_size": self.block_size, "reduce": self.reduce, "lse": lse}
+        arguments: dict[str, Any] = {"block_size": self.block_size, "reduce": self.reduce, "lse": lse}
         return softmax_map.suffix_key_mass(call.query, call.key, **arguments, **call.rule)
 
 

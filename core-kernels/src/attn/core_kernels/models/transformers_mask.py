@@ -72,15 +72,16 @@ class CompactMask(Tensor):
 
     def dense(self) -> Tensor:
         """The mask in full, as the model's own implementation takes it."""
-        make = masking_utils.eager_mask if self._original == "eager" else masking_utils.sdpa_mask
+        make: Callable[..., Any] = masking_utils.eager_mask if self._original == "eager" else masking_utils.sdpa_mask
         always = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-        return make(**{**self._arguments, **always})
+        dense: Tensor = make(**{**self._arguments, **always})
+        return dense
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer a look at the mask; do anything else on the dense one."""
         kwargs = kwargs or {}
-        if func in _LOOKS:
+        if func in _LOOKS or (getattr(func, "__name__", "") == "__get__" and func not in _VIEWS):
             return super().__torch_function__(func, types, args, kwargs)
         if func in _IDENTITIES and not args[1:] and not kwargs:
             return args[0]
@@ -91,22 +92,11 @@ class CompactMask(Tensor):
         return func(*args, **kwargs)
 
 
-_LOOKS = {
-    Tensor.size,
-    Tensor.dim,
-    Tensor.numel,
-    Tensor.stride,
-    Tensor.element_size,
-    Tensor.is_floating_point,
-    *(
-        getattr(Tensor, name).__get__
-        for name in ("shape", "ndim", "dtype", "device", "layout", "requires_grad", "is_leaf", "grad_fn", "is_cuda")
-    ),
-}
+_LOOKS = {Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.element_size, Tensor.is_floating_point}
+_VIEWS = {getattr(Tensor, name).__get__ for name in ("data", "T", "mT", "H", "mH", "real", "imag")}
 _IDENTITIES = {Tensor.detach, Tensor.contiguous}
 
 
-@torch.compiler.disable
 def compact_mask(original: str, **arguments: Any) -> CompactMask:
     """The mask that transformers describes, as a rule where there is one.
 
