@@ -150,15 +150,14 @@ def long_context() -> str:
     path = Path(__file__).parents[1] / "core-kernels/benchmarks/results/long_context.csv"
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    head = "| | tokens | peak memory | beyond the model alone | processor time |\n|---|--:|--:|--:|--:|"
+    head = "| | tokens | peak memory | processor time |\n|---|--:|--:|--:|"
     lines = []
     for row in rows:
         tokens = f"{int(row['tokens']):,}"
         if row["status"] != "ok":
-            lines.append(f"| {row['way']} | {tokens} | {row['status']} | | |")
+            lines.append(f"| {row['way']} | {tokens} | {row['status']} | |")
             continue
-        over = f"{int(row['over_plain_bytes']) / 1e6:,.0f} MB" if row["over_plain_bytes"] else ""
-        lines.append(f"| {row['way']} | {tokens} | {_megabytes(row)} MB | {over} | {row['seconds']} s |")
+        lines.append(f"| {row['way']} | {tokens} | {_megabytes(row)} MB | {row['seconds']} s |")
     machine = f"Measured with {rows[0]['device']}, torch {rows[0]['torch']}."
     return "\n".join([head, *lines, f"\n{machine}"])
 

@@ -12,18 +12,16 @@ import subprocess
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 
 import torch
 from measure import describe
 from transformers import LlamaConfig, LlamaModel
 
-from attn.core_kernels import scale_keys
-from attn.core_kernels.models import KeyMass, RowEntropy, edit, probe
+from attn.core_kernels.models import KeyMass, RowEntropy, ScaleKeys, edit, probe
 
 LIMIT = 20 * 2**30
-COLUMNS = ["way", "tokens", "peak_bytes", "over_plain_bytes", "seconds", "status", "device", "driver", "threads"]
+COLUMNS = ["way", "tokens", "peak_bytes", "seconds", "status", "device", "driver", "threads"]
 COLUMNS += ["torch", "triton", "commit", "date"]
 WAYS = {
     "plain": "the model alone",
@@ -54,7 +52,7 @@ def around(way: str, model: LlamaModel, tokens: int) -> AbstractContextManager[o
     if way == "probe":
         return probe(model, reads=[KeyMass(), RowEntropy()])
     if way == "edit":
-        return edit(model, partial(scale_keys, keys=(torch.arange(tokens) == 0)[None, None], beta=0.5))
+        return edit(model, ScaleKeys((torch.arange(tokens) == 0)[None, None], beta=0.5))
     if way == "output_attentions":
         model.set_attn_implementation("eager")
     return nullcontext()
@@ -98,8 +96,7 @@ def main() -> None:
         command = [sys.executable, __file__, "--way", way, "--tokens", str(arguments.tokens)]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603
         status, peak, seconds = printed.strip().splitlines()[-1].split(",")
-        over = int(peak) - int(str(rows[0]["peak_bytes"])) if peak and rows else ""
-        figures = {"way": WAYS[way], "tokens": arguments.tokens, "peak_bytes": peak, "over_plain_bytes": over}
+        figures = {"way": WAYS[way], "tokens": arguments.tokens, "peak_bytes": peak}
         rows.append(figures | {"seconds": seconds, "status": status} | machine)
         sys.stdout.write(f"{figures}, {seconds} s, {status}\n")
         sys.stdout.flush()
