@@ -52,6 +52,10 @@ IMPLEMENTATIONS: dict[str, dict[str, Serves]] = {
     "windowed_attention": {"reference": Serves(), "torch": Serves()},
     "linear_attention": {"reference": Serves(), "torch": Serves()},
     "mimicry_cross_entropy": {"reference": Serves(), "torch": Serves()},
+    "mix_values": {"reference": Serves(), "torch": Serves()},
+    "scale_keys": {"reference": Serves(), "torch": Serves()},
+    "swap_map": {"reference": Serves(), "torch": Serves()},
+    "remap_columns": {"reference": Serves(), "torch": Serves()},
 }
 
 
