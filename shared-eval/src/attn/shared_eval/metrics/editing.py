@@ -17,22 +17,21 @@ class RegionScore(Metric):
     PIE-Bench (Ju et al., ICLR 2024) multiplies both images by the mask of the unedited part and scores the **whole**
     image, which inflates PSNR; images whose region is empty are skipped. The score is torchmetrics' or any other::
 
-        RegionScore(partial(peak_signal_noise_ratio, data_range=1.0), higher_is_better=True)
+        RegionScore(partial(peak_signal_noise_ratio, data_range=1.0))
 
     NaN without images; infinite where PSNR meets two equal images.
 
     Args:
         score: of two images ``[1, channels, height, width]``, one number.
-        higher_is_better: whether larger scores are better.
     """
 
     full_state_update = False
     total: Tensor
     images: Tensor
 
-    def __init__(self, score: Callable[[Tensor, Tensor], Tensor], *, higher_is_better: bool, **options: Any) -> None:
+    def __init__(self, score: Callable[[Tensor, Tensor], Tensor], **options: Any) -> None:
         super().__init__(**options)
-        self.score, self.higher_is_better = score, higher_is_better
+        self.score = score
         add_sums(self, "total")
         add_counts(self, "images")
 
