@@ -36,6 +36,11 @@ def test_a_description_counted_by_hand(nouns, counts):
     assert amber_counts(nouns, ["beach", "sea"], ["boat", "man"], WORDS) == counts
 
 
+def test_associations_of_any_object_come_before_the_objects():
+    words = AmberWords({"cloud": ["sea"], "sea": []})
+    assert amber_counts(["sea", "cloud"], ["cloud", "sea"], [], words).covered == 1  # the sea covers the cloud
+
+
 def test_a_repeated_object_is_covered_once():
     assert amber_counts(["beach", "beach"], ["beach", "beach"], [], WORDS).covered == 1
 
