@@ -1,12 +1,14 @@
 """What the pages take from the code when the site is built, so that they cannot say anything else."""
 
 import contextlib
+import csv
 import inspect
 import io
 import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -109,7 +111,47 @@ def report_schema() -> str:
     return f"```json\n{json.dumps(Report.model_json_schema(), indent=1)}\n```"
 
 
+def benchmarks(device: str) -> str:
+    """The table of the operators' benchmarks on ``"cpu"`` or ``"cuda"``, below what it was measured with."""
+    folder = Path(__file__).parents[1] / "core-kernels/benchmarks/results"
+    lines, machines = [], {}
+    for path in sorted(folder.glob(f"*_{device}.csv")):
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["status"] == "ok"]
+        baselines = {row["shape"]: row for row in rows if row["impl"] == row["baseline"]}
+        for row in rows:
+            machines[f"{row['device']}, {row['threads']} thread, torch {row['torch']}, triton {row['triton']}"] = None
+            if (base := baselines.get(row["shape"])) is None or row is base:
+                continue
+            shape = dict(pair.split("=") for pair in row["shape"].split())
+            tokens = f"{int(shape['tokens']):,}" + (", causal" if shape.get("causal") == "1" else "")
+            memory = f"{_megabytes(row)} of {_megabytes(base)} MB"
+            time = f"{float(row['median_ms']):,.1f} of {float(base['median_ms']):,.1f} ms"
+            cells = (
+                f"`{row['operator']}`",
+                row["impl"],
+                row["baseline"],
+                tokens,
+                row["pass"],
+                time,
+                row["ratio_to_baseline"],
+                memory,
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    if not lines:
+        return f"There are no measurements on {device} yet."
+    columns = ("operator", "by", "against", "tokens", "pass", "median time", "ratio", "peak memory")
+    head = f"| {' | '.join(columns)} |\n|---|---|---|--:|---|--:|--:|--:|"
+    return "\n".join([f"Measured with {'; '.join(machines)}.\n", head, *lines])
+
+
+def _megabytes(row: dict[str, str]) -> str:
+    return f"{int(row['peak_bytes']) / 1e6:,.1f}"
+
+
 MAKERS: dict[str, Callable[[], str]] = {
+    "benchmarks on cpu": lambda: benchmarks("cpu"),
+    "benchmarks on cuda": lambda: benchmarks("cuda"),
     "capability table": capability_table,
     "exit codes": exit_codes,
     "ledger example": ledger_example,

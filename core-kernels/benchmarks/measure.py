@@ -1,4 +1,4 @@
-"""Measures the operators of `registry` and writes one CSV per operator and device into ``results/``.
+"""Measures the operators of `registry`: one CSV per operator and device, one plot per device, in ``results/``.
 
 ``python core-kernels/benchmarks/measure.py [--device cpu] [OPERATOR ...]``. Candidates of a shape are timed in turn,
 round by round, so that a disturbance of the machine meets all of them; ratios are between medians of one run. A
@@ -9,6 +9,7 @@ import argparse
 import csv
 import datetime
 import importlib.metadata
+import importlib.util
 import platform
 import statistics
 import subprocess
@@ -67,6 +68,12 @@ def main() -> None:
                 sys.stdout.write(" ".join(f"{rows[-1][c]}" for c in COLUMNS[:13]) + "\n")
                 sys.stdout.flush()
         write(Path(__file__).parent / "results" / f"{operator}_{device.type}.csv", rows)
+    if importlib.util.find_spec("matplotlib") is None:
+        sys.stdout.write("no plot: matplotlib is not installed\n")
+        return
+    from draw import draw_results
+
+    draw_results(device.type)
 
 
 def measure(benchmark: Benchmark, shape: dict[str, int], device: torch.device) -> list[dict[str, object]]:
