@@ -6,7 +6,7 @@ Triton implementation is imported in the branch that calls it. Implementations o
 
 import functools
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -52,7 +52,7 @@ IMPLEMENTATIONS: dict[str, dict[str, Serves]] = {
     "logit_by_distance": _FORWARD_ONLY,
     "block_sparse_attention": {"reference": Serves(), "torch": Serves()},
     "windowed_attention": {"reference": Serves(), "torch": Serves()},
-    "linear_attention": {"reference": Serves(), "torch": Serves()},
+    "linear_attention": {"reference": Serves(), "torch": Serves(), "triton": replace(TRITON, max_head_dim=None)},
     "mimicry_cross_entropy": {"reference": Serves(), "torch": Serves()},
     "mix_values": {"reference": Serves(), "torch": Serves()},
     "scale_keys": {"reference": Serves(), "torch": Serves()},

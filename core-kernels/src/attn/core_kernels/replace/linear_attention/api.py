@@ -1,5 +1,7 @@
 """The public functions of linear attention: check, choose, call."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -84,19 +86,21 @@ def linear_attention(
         query, key, value = (x.masked_fill(hidden, 0) for x in (query, key, value))
         age = key_mask.cumsum(dim=1) if decay is not None else None
     with torch.autocast(query.device.type, enabled=False):
+        arguments: dict[str, Any] = {
+            "decay": decay, "age": age, "offsets": offsets, "causal": causal, "normalize": normalize, "eps": eps,
+        }  # fmt: skip
         if chosen == "reference":
             from attn.core_kernels.replace.linear_attention import reference
 
-            sums, weights, after = reference.weighted_sums(
-                query, key, value, state, decay=decay, age=age, offsets=offsets, causal=causal
-            )
-        else:
+            out, after = reference.attend(query, key, value, state, **arguments)
+        elif chosen == "torch":
             from attn.core_kernels.replace.linear_attention import chunked
 
-            sums, weights, after = chunked.weighted_sums(
-                query, key, value, state, decay=decay, age=age, offsets=offsets, causal=causal, chunk_size=chunk_size
-            )
-        out = (sums / (weights + eps).unsqueeze(-1) if normalize else sums).to(value.dtype)
+            out, after = chunked.attend(query, key, value, state, chunk_size=chunk_size, **arguments)
+        else:
+            from attn.core_kernels.replace.linear_attention import launch
+
+            out, after = launch.attend(query, key, value, state, chunk_size=chunk_size, **arguments)
     return (out, after) if return_state else out
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from attn.core_kernels.heads import repeat_heads, sum_groups
-from attn.core_kernels.replace.linear_attention.state import LinearState, check_rates, extended, sequence_spans
+from attn.core_kernels.replace.linear_attention.state import LinearState, check_rates, divided, extended, sequence_spans
 
 
-def weighted_sums(
+def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -24,9 +24,11 @@ def weighted_sums(
     age: Tensor | None,
     offsets: Tensor | None,
     causal: bool,
+    normalize: bool,
+    eps: float,
     chunk_size: int,
-) -> tuple[Tensor, Tensor, LinearState]:
-    """Weighted sums of values, the weights' own sums and the state after the last token.
+) -> tuple[Tensor, LinearState]:
+    """The output and the state after the last token.
 
     Args:
         query: ``[batch, heads, tokens, features]``.
@@ -37,11 +39,14 @@ def weighted_sums(
         age: ``[batch, tokens]``, how many visible tokens there are up to and including each; None if all are.
         offsets: ``[sequences + 1]`` bounds of packed sequences, or None.
         causal: whether a token sees itself and earlier ones only.
+        normalize: whether to divide by the sum of the weights.
+        eps: added to that sum.
         chunk_size: tokens whose weights are computed at once.
     """
-    value = extended(value, torch.ones_like(value[..., 0]))
+    dtype, value = value.dtype, extended(value, torch.ones_like(value[..., 0]))
     total, after = chunked_sums(query, key, value, extended(*state), decay, age, offsets, causal, chunk_size)
-    return total[..., :-1], total[..., -1], LinearState(after[..., :-1], after[..., -1])
+    out = divided(total[..., :-1], total[..., -1], normalize, eps)
+    return out.to(dtype), LinearState(after[..., :-1], after[..., -1])
 
 
 @torch.library.custom_op("attn::linear_attention_chunked", mutates_args=())
