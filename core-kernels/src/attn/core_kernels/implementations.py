@@ -4,6 +4,7 @@ A public operator checks its arguments, asks `choose_implementation` for a name,
 Triton implementation is imported in the branch that calls it. Implementations of one operator never import one another.
 """
 
+import dataclasses
 import functools
 import importlib.util
 from dataclasses import dataclass
@@ -36,15 +37,20 @@ class Serves:
 
 TRITON = Serves(devices=("cuda",), dtypes=(torch.float32, torch.bfloat16, torch.float16), max_head_dim=256)
 
-_FORWARD_ONLY = {"reference": Serves(), "torch": Serves(gradient=False)}
+_DIFFERENTIABLE = {"reference": Serves(), "torch": Serves(), "triton": TRITON}
+_FORWARD_ONLY = {
+    "reference": Serves(),
+    "torch": Serves(gradient=False),
+    "triton": dataclasses.replace(TRITON, gradient=False),
+}
 
 IMPLEMENTATIONS: dict[str, dict[str, Serves]] = {
-    "attention_with_lse": {"reference": Serves(), "torch": Serves()},
+    "attention_with_lse": _DIFFERENTIABLE,
     "key_mass": _FORWARD_ONLY,
     "key_moments": _FORWARD_ONLY,
     "suffix_key_mass": _FORWARD_ONLY,
     "row_stats": _FORWARD_ONLY,
-    "submap": {"reference": Serves(), "torch": Serves()},
+    "submap": _DIFFERENTIABLE,
     "tile_stats": _FORWARD_ONLY,
     "mass_by_distance": _FORWARD_ONLY,
     "logit_by_distance": _FORWARD_ONLY,
