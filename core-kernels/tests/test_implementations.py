@@ -135,6 +135,10 @@ calls = {
     "mass_by_distance": lambda impl: core.mass_by_distance(rows, rows, (0, 1), impl=impl),
     "logit_by_distance": lambda impl: core.logit_by_distance(rows, rows, (0, 1), impl=impl),
     "mimicry_cross_entropy": lambda impl: core.mimicry_cross_entropy(rows, rows, rows, rows, impl=impl),
+    "mix_values": lambda impl: core.mix_values(rows, rows, rows, torch.ones(2), impl=impl),
+    "scale_keys": lambda impl: core.scale_keys(rows, rows, rows, torch.ones(1, 1, 3) > 0, 0.4, impl=impl),
+    "swap_map": lambda impl: core.swap_map(rows, rows, rows, torch.tensor([0]), impl=impl),
+    "remap_columns": lambda impl: core.remap_columns(rows, rows, rows, torch.tensor([0]), impl=impl),
 }
 for operator, table in core.IMPLEMENTATIONS.items():
     for impl in ("auto", *(table.keys() - {"triton"})):

@@ -1,5 +1,6 @@
 """Attention primitives that observe, edit, sparsify and replace the softmax map."""
 
+from attn.core_kernels.edit.probabilities import edit_map, mix_values, remap_columns, scale_keys, swap_map
 from attn.core_kernels.implementations import IMPLEMENTATIONS, Serves, capability_table
 from attn.core_kernels.observe.mimicry_cross_entropy import MimicryRows, mimicry_cross_entropy
 from attn.core_kernels.observe.softmax_map import (
@@ -18,9 +19,12 @@ from attn.core_kernels.observe.softmax_map import (
     tile_stats,
 )
 from attn.core_kernels.replace.linear_attention import LinearState, linear_attention, linear_attention_step
+from attn.core_kernels.sparsify import BlockLayout, Density, block_sparse_attention, windowed_attention
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "BlockLayout",
+    "Density",
     "KeyMoments",
     "LinearState",
     "MimicryRows",
@@ -28,7 +32,9 @@ __all__ = [
     "Serves",
     "TileStats",
     "attention_with_lse",
+    "block_sparse_attention",
     "capability_table",
+    "edit_map",
     "key_mass",
     "key_moments",
     "linear_attention",
@@ -37,8 +43,13 @@ __all__ = [
     "mass_by_distance",
     "mean_map",
     "mimicry_cross_entropy",
+    "mix_values",
+    "remap_columns",
     "row_stats",
+    "scale_keys",
     "submap",
     "suffix_key_mass",
+    "swap_map",
     "tile_stats",
+    "windowed_attention",
 ]

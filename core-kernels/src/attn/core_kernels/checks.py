@@ -126,6 +126,57 @@ def check_size(name: str, size: int) -> None:
         raise ValueError(f"{name} must be at least 1, got {size}")
 
 
+def check_indices(name: str, indices: Tensor | None, tensor: Tensor) -> Tensor | None:
+    """Indices of tokens of a ``[batch, heads, tokens, width]`` tensor as ``[batch or 1, count]``; None for None.
+
+    Raises:
+        TypeError: if they are no int64 tensor.
+        ValueError: if they are not ``[count]`` or ``[batch, count]``, on another device, or, where they can be looked
+            at without waiting, out of range.
+    """
+    if indices is None:
+        return None
+    batch, limit = tensor.shape[0], tensor.shape[2]
+    if not isinstance(indices, Tensor) or indices.dtype != torch.int64:
+        got = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
+        raise TypeError(f"{name} must be an int64 tensor, got {got}")
+    if indices.ndim not in (1, 2) or (indices.ndim == 2 and indices.shape[0] != batch):
+        raise ValueError(f"{name} must have shape [{name}] or [{batch}, {name}], got {list(indices.shape)}")
+    if indices.device != tensor.device:
+        raise ValueError(f"{name} must be on device {tensor.device}, got {indices.device}")
+    # Under compilation the values are unknown, and on another device a look at them would wait for it.
+    if not torch.compiler.is_compiling() and indices.device.type == "cpu" and indices.numel():
+        lowest, highest = (int(x) for x in indices.aminmax())
+        if lowest < 0 or highest >= limit:
+            raise ValueError(f"{name} must lie in [0, {limit}), got values from {lowest} to {highest}")
+    return indices if indices.ndim == 2 else indices[None]
+
+
+def check_places(places: Tensor | None, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Places of the queries and of the keys on the axis on which distance is measured; the token's index for None.
+
+    Raises:
+        TypeError: if they are no int64 tensor.
+        ValueError: if they are not ``[keys]``, on another device, or there are more queries than keys to stand with.
+    """
+    queries, keys = query.shape[2], key.shape[2]
+    if places is None:
+        places = torch.arange(max(queries, keys), device=key.device)
+        return places[len(places) - queries :], places[len(places) - keys :]
+    if not isinstance(places, Tensor) or places.dtype != torch.int64:
+        got = places.dtype if isinstance(places, Tensor) else type(places).__name__
+        raise TypeError(f"places must be an int64 tensor, got {got}")
+    if places.shape != (keys,):
+        raise ValueError(f"places must have shape [keys] = [{keys}], got {list(places.shape)}")
+    if places.device != key.device:
+        raise ValueError(f"places must be on key's device {key.device}, got {places.device}")
+    if queries > keys:
+        raise ValueError(
+            f"query must have at most as many tokens as key, {keys}, where places are given, got {queries}"
+        )
+    return places[keys - queries :], places
+
+
 def check_number(name: str, number: float) -> None:
     """Require an integer or a float.
 

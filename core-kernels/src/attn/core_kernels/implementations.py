@@ -54,8 +54,14 @@ IMPLEMENTATIONS: dict[str, dict[str, Serves]] = {
     "tile_stats": _FORWARD_ONLY,
     "mass_by_distance": _FORWARD_ONLY,
     "logit_by_distance": _FORWARD_ONLY,
+    "block_sparse_attention": {"reference": Serves(), "torch": Serves()},
+    "windowed_attention": {"reference": Serves(), "torch": Serves()},
     "linear_attention": {"reference": Serves(), "torch": Serves()},
     "mimicry_cross_entropy": {"reference": Serves(), "torch": Serves()},
+    "mix_values": {"reference": Serves(), "torch": Serves()},
+    "scale_keys": {"reference": Serves(), "torch": Serves()},
+    "swap_map": {"reference": Serves(), "torch": Serves()},
+    "remap_columns": {"reference": Serves(), "torch": Serves()},
 }
 
 
