@@ -38,20 +38,25 @@ TRITON = Serves(devices=("cuda",), dtypes=(torch.float32, torch.bfloat16, torch.
 
 FLEX = TRITON  # FlexAttention compiles to Triton
 
-_FORWARD_ONLY = {"reference": Serves(), "torch": Serves(gradient=False)}
+_DIFFERENTIABLE = {"reference": Serves(), "torch": Serves(), "triton": TRITON}
+_FORWARD_ONLY = {
+    "reference": Serves(),
+    "torch": Serves(gradient=False),
+    "triton": replace(TRITON, gradient=False),
+}
 
 IMPLEMENTATIONS: dict[str, dict[str, Serves]] = {
-    "attention_with_lse": {"reference": Serves(), "torch": Serves()},
+    "attention_with_lse": _DIFFERENTIABLE,
     "key_mass": _FORWARD_ONLY,
     "key_moments": _FORWARD_ONLY,
     "suffix_key_mass": _FORWARD_ONLY,
     "row_stats": _FORWARD_ONLY,
-    "submap": {"reference": Serves(), "torch": Serves()},
+    "submap": _DIFFERENTIABLE,
     "tile_stats": _FORWARD_ONLY,
     "mass_by_distance": _FORWARD_ONLY,
     "logit_by_distance": _FORWARD_ONLY,
     "block_sparse_attention": {"reference": Serves(), "torch": Serves()},
-    "windowed_attention": {"reference": Serves(), "torch": Serves()},
+    "windowed_attention": _DIFFERENTIABLE,
     "linear_attention": {"reference": Serves(), "torch": Serves(), "triton": replace(TRITON, max_head_dim=None)},
     "mimicry_cross_entropy": {"reference": Serves(), "torch": Serves()},
     "mix_values": {"reference": Serves(), "torch": Serves()},
