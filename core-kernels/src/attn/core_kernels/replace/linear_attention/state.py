@@ -19,6 +19,20 @@ class LinearState(NamedTuple):
     key: Tensor
 
 
+def precision_of_sums(*tensors: Tensor) -> torch.dtype:
+    """float32, float64 if any argument is."""
+    precision = torch.float32
+    for tensor in tensors:
+        precision = torch.promote_types(precision, tensor.dtype)
+    return precision
+
+
+def zero_state(query: Tensor, value: Tensor, sequences: int) -> LinearState:
+    """The state before the first token."""
+    lead, precision = (sequences, query.shape[1], query.shape[3]), precision_of_sums(query, value)
+    return LinearState(query.new_zeros(*lead, value.shape[3], dtype=precision), query.new_zeros(lead, dtype=precision))
+
+
 def extended(values: Tensor, ones: Tensor) -> Tensor:
     """Values with ``ones`` as one more column, which sums what the values' weights sum to."""
     return torch.cat([values, ones.unsqueeze(-1)], dim=-1)
