@@ -1,0 +1,45 @@
+"""ShapesWorld: procedural scenes of colored shapes with exact masks and texts."""
+
+from attn.shared_eval.data.shapesworld.captions import (
+    Caption,
+    CaptionNoise,
+    Listing,
+    Mention,
+    Paragraph,
+    Span,
+    caption,
+    listing,
+    paragraph,
+)
+from attn.shared_eval.data.shapesworld.dataset import ScenesDataset, picture_tensors
+from attn.shared_eval.data.shapesworld.families import FAMILIES, World, class_label, family
+from attn.shared_eval.data.shapesworld.questions import QUESTIONS, Question, questions
+from attn.shared_eval.data.shapesworld.renderer import PatchLabels, Picture, render
+from attn.shared_eval.data.shapesworld.scene import Background, Scene, Shape
+
+__all__ = [
+    "FAMILIES",
+    "QUESTIONS",
+    "Background",
+    "Caption",
+    "CaptionNoise",
+    "Listing",
+    "Mention",
+    "Paragraph",
+    "PatchLabels",
+    "Picture",
+    "Question",
+    "Scene",
+    "ScenesDataset",
+    "Shape",
+    "Span",
+    "World",
+    "caption",
+    "class_label",
+    "family",
+    "listing",
+    "paragraph",
+    "picture_tensors",
+    "questions",
+    "render",
+]
