@@ -85,9 +85,9 @@ def chunked_sums(
             rows = slice(None) if offsets is None else slice(row, row + 1)
             past = None if state is None else state[rows]
             if not causal:
-                past = chunks.outer_sum(key, value)
+                whole = chunks.outer_sum(key, value)
                 for span in chunks.spans:
-                    total[:, :, span] = chunks.read(query, span) @ past
+                    total[:, :, span] = chunks.read(query, span) @ whole
                 continue
             states = chunks.states(key, value, past)
             for span, past in zip(chunks.spans, states, strict=False):
@@ -122,12 +122,12 @@ def chunked_sums_backward(
             chunks = _Chunks(decay, age, start, stop, chunk_size, query.shape[1], grad_total)
             rows = slice(None) if offsets is None else slice(row, row + 1)
             if not causal:
-                past, future = chunks.outer_sum(key, value), chunks.outer_sum(query, grad_total)
+                whole, grad_whole = chunks.outer_sum(key, value), chunks.outer_sum(query, grad_total)
                 for span in chunks.spans:
                     k, v, grad = (chunks.read(x, span) for x in (key, value, grad_total))
-                    grad_query[:, :, span] = grad @ past.mT
-                    grad_key[:, :, span] = sum_groups(v @ future.mT, key.shape[1])
-                    grad_value[:, :, span] = sum_groups(k @ future, key.shape[1])
+                    grad_query[:, :, span] = grad @ whole.mT
+                    grad_key[:, :, span] = sum_groups(v @ grad_whole.mT, key.shape[1])
+                    grad_value[:, :, span] = sum_groups(k @ grad_whole, key.shape[1])
                 continue
             future = grad_after[rows] if return_state else None
             states = list(zip(chunks.spans, chunks.states(key, value, None if state is None else state[rows])))  # noqa: B905
