@@ -106,14 +106,15 @@ def fused(
     check_rates(decay)
     check_offsets(offsets, query.shape[2])
     plan = _Plan.of(query, key, value, decay, age, offsets, normalize, chunk_size)
-    matrices, vectors, *after = plan.scan(plan.key, plan.value, key_value, key_sum)
+    matrices, vectors, end_matrix, end_vector = plan.scan(plan.key, plan.value, key_value, key_sum)
+    after = end_matrix, end_vector
     out, denominators = _new_output(query, value, normalize)
     plan.launch(
         kernels.output_kernel, plan.all_chunks, plan.query, plan.key, plan.value,
         *((matrices, vectors) if causal else after), out, denominators, *plan.faders, plan.chunks,
         *_strides(plan.query, plan.key, plan.value), *plan.sizes, eps, axis="BLOCK_V", CAUSAL=causal,
     )  # fmt: skip
-    return out, denominators, after[0], after[1]
+    return out, denominators, end_matrix, end_vector
 
 
 @torch.library.custom_op("attn::linear_attention_triton_backward", mutates_args=())
@@ -147,11 +148,11 @@ def fused_backward(
                 CHUNK=plan.chunk, BLOCK_V=64, enable_fp_fusion=True,
             )  # fmt: skip
     matrices, vectors, *after = plan.scan(plan.key, plan.value, key_value, key_sum)
-    grad_matrices, grad_vectors, *grad_before = plan.scan(
+    grad_matrices, grad_vectors, grad_matrix, grad_vector = plan.scan(
         plan.query, grad_out, grad_key_value, grad_key_sum, inverse=inverse, slope=slope
     )
     seen = (matrices, vectors) if causal else after
-    grad_seen = (grad_matrices, grad_vectors) if causal else grad_before
+    grad_seen = (grad_matrices, grad_vectors) if causal else (grad_matrix, grad_vector)
     grad_query = _contiguous_like(query)
     # Query heads of a group are summed afterwards, in float32.
     precision = None if key.shape[1] == query.shape[1] else torch.float32
@@ -169,7 +170,7 @@ def fused_backward(
     grad_key, grad_value = (
         sum_groups(grad, x.shape[1]).to(x.dtype) for grad, x in ((grad_key, key), (grad_value, value))
     )
-    return grad_query, grad_key, grad_value, grad_before[0], grad_before[1]
+    return grad_query, grad_key, grad_value, grad_matrix, grad_vector
 
 
 @fused.register_fake
