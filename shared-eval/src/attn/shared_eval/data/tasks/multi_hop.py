@@ -47,7 +47,7 @@ def multi_hop(
     order = draw.shuffle(range(paragraphs))
     chains = [sorted(order[first : first + hops]) for first in range(0, paragraphs, hops)]
     values = draw.sample(VALUES, len(chains))
-    stated = {}
+    stated: dict[int, str] = {}
     for chain, value in zip(chains, values, strict=True):
         stated |= dict(zip(chain, [value, *(keys[place] for place in chain)], strict=False))
 

@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 SAMPLE = 1024  # tokens of a sample: one row of the longest context, or several of a shorter one
 SHARES = {
-    "text": 0.45,
-    "kv_recall": 0.15,
-    "k_shot": 0.12,
+    "text": 0.40,
+    "kv_recall": 0.22,
+    "k_shot": 0.08,
     "passkey": 0.08,
     "multi_hop": 0.08,
-    "chained_lookup": 0.08,
+    "chained_lookup": 0.10,
     "list_reading": 0.04,
 }
 
@@ -57,8 +57,8 @@ class MiniLm(Recipe):
 
     name: str = "mini-lm"
     package: str = "attn.shared_eval.models"
-    steps: int = 2500
-    batch_size: int = 4
+    steps: int = 5000
+    batch_size: int = 2
     learning_rate: float = 2e-3
     precision: str = "bf16-mixed"
     hidden_size: int = 192
@@ -100,10 +100,10 @@ class MiniLm(Recipe):
 
     def context(self, index: int) -> int:
         """Tokens of a row at a sample's place in the curriculum; the last context goes on behind its end."""
-        progress, end = index / (self.steps * self.batch_size), 0.0
-        for context, share in self.curriculum:
-            end += share
-            if progress < end:
+        samples = self.steps * self.batch_size
+        ends = accumulate(share for _, share in self.curriculum)
+        for (context, _), end in zip(self.curriculum, ends, strict=True):
+            if index < round(end * samples):
                 return context
         return self.curriculum[-1][0]
 
@@ -173,7 +173,7 @@ class MiniLm(Recipe):
     def _row(self, row: int, context: int) -> tuple[str, Prompt]:
         draw = Draw("mini-lm", "row", self.seed, row)
         kind = _kind(draw.random())
-        task = {"index": row, "split": "train", "seed": self.seed}
+        task: dict[str, Any] = {"index": row, "split": "train", "seed": self.seed}
         if kind == "text":
             tokens = docs_tokens("train")
             first = draw.integer(len(tokens) - context)
@@ -201,13 +201,13 @@ def _kind(place: float) -> str:
 
 
 def _kv_recall_dials(draw: Draw, context: int) -> dict[str, Any]:
-    """A quarter with letters; 16 pairs at most, and otherwise more distractors and a wider gap in a longer context."""
+    """A quarter with letters; 8 to 16 pairs at most, distractors and a gap, all growing with the context."""
     separator = draw.choice(";.\n")
     if draw.random() < 0.25:
         pairs = 4 + draw.integer(5)
         queries = min(pairs, (context - 2 - 3 * pairs) // 12)
         return {"pairs": pairs, "queries": queries, "answer": "letter", "separator": separator}
-    pairs = 2 + draw.integer(15)
+    pairs = 2 + draw.integer(min(15, context // 32 + 3))
     distractors = draw.integer(min(pairs, context // 16) + 1)
     room = context - 2 - 3 * (pairs + distractors)
     queries = min(pairs, room // 3)
@@ -219,7 +219,7 @@ def _k_shot_dials(draw: Draw, context: int) -> dict[str, Any]:
     words, classes = 1 + draw.integer(2), 2 + draw.integer(3)
     lines = (context - 1) // (words + 2)
     shots = 1 + draw.integer(min(8, lines // (2 * classes)))
-    return {"words": words, "classes": classes, "shots": shots, "queries": lines - shots * classes}
+    return {"words": words, "classes": classes, "shots": shots, "queries": min(12, lines - shots * classes)}
 
 
 def _passkey_dials(draw: Draw, context: int) -> dict[str, Any]:
@@ -237,6 +237,6 @@ def _multi_hop_dials(draw: Draw, context: int) -> dict[str, Any]:
 
 def _chained_lookup_dials(draw: Draw, context: int) -> dict[str, Any]:
     page = 4 + draw.integer(5)
-    most = min(48, (context - page) // (page + 1))
+    most = min(48, context // 10, (context - page) // (page + 1))
     records = 3 + draw.integer(most - 2)
     return {"records": records, "page": page, "hops": records - 1}
