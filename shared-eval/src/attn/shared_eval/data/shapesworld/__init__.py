@@ -13,22 +13,30 @@ from attn.shared_eval.data.shapesworld.captions import (
 )
 from attn.shared_eval.data.shapesworld.dataset import ScenesDataset, picture_tensors
 from attn.shared_eval.data.shapesworld.families import FAMILIES, World, class_label, family
+from attn.shared_eval.data.shapesworld.noise import AnswerPrior, Detector, ImageDrop, PromptDrop, mean_picture
 from attn.shared_eval.data.shapesworld.questions import QUESTIONS, Question, questions
+from attn.shared_eval.data.shapesworld.referring import REFERRING, Referring, referring
 from attn.shared_eval.data.shapesworld.renderer import PatchLabels, Picture, render
 from attn.shared_eval.data.shapesworld.scene import Background, Scene, Shape
 
 __all__ = [
     "FAMILIES",
     "QUESTIONS",
+    "REFERRING",
+    "AnswerPrior",
     "Background",
     "Caption",
     "CaptionNoise",
+    "Detector",
+    "ImageDrop",
     "Listing",
     "Mention",
     "Paragraph",
     "PatchLabels",
     "Picture",
+    "PromptDrop",
     "Question",
+    "Referring",
     "Scene",
     "ScenesDataset",
     "Shape",
@@ -38,8 +46,10 @@ __all__ = [
     "class_label",
     "family",
     "listing",
+    "mean_picture",
     "paragraph",
     "picture_tensors",
     "questions",
+    "referring",
     "render",
 ]
