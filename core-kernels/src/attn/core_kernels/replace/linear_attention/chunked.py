@@ -175,8 +175,9 @@ def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]  # noqa: ARG001
 
 def _backward(ctx, grad_total, grad_after):  # type: ignore[no-untyped-def]
     options = ctx.causal, ctx.return_state, ctx.chunk_size
-    *grads, grad_state = chunked_sums_backward(grad_total, grad_after, *ctx.saved_tensors, *options)
-    return *grads, None if ctx.saved_tensors[3] is None else grad_state, *(None,) * 6
+    saved = ctx.saved_tensors  # activation checkpointing gives them out once
+    *grads, grad_state = chunked_sums_backward(grad_total, grad_after, *saved, *options)
+    return *grads, None if saved[3] is None else grad_state, *(None,) * 6
 
 
 chunked_sums.register_autograd(_backward, setup_context=_save)
