@@ -295,10 +295,10 @@ BENCHMARKS = {
         shapes=[{"batch": 1, "heads": 8, "tokens": 4096, "head_dim": 64, "percent": p} for p in (5, 10, 25, 50)],
         inputs=sparse_inputs,
         candidates={
-            "dense sdpa": Candidate(call=dense, exact=dense),
+            "sdpa": Candidate(call=dense, exact=dense),
             "torch": Candidate(call=block_sparse, exact=block_sparse),
         },
-        baseline="dense sdpa",
+        baseline="sdpa",
         largest={},
     ),
     "attention_with_lse": read_map(
