@@ -55,7 +55,7 @@ IMPLEMENTATIONS: dict[str, dict[str, Serves]] = {
     "tile_stats": _FORWARD_ONLY,
     "mass_by_distance": _FORWARD_ONLY,
     "logit_by_distance": _FORWARD_ONLY,
-    "block_sparse_attention": {"reference": Serves(), "torch": Serves()},
+    "block_sparse_attention": _DIFFERENTIABLE,
     "windowed_attention": _DIFFERENTIABLE,
     "linear_attention": {"reference": Serves(), "torch": Serves(), "triton": replace(TRITON, max_head_dim=None)},
     "mimicry_cross_entropy": {"reference": Serves(), "torch": Serves()},

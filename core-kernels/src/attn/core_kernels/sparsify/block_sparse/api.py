@@ -65,10 +65,12 @@ def block_sparse_attention(
         with torch.autocast(query.device.type, enabled=False):
             out, lse = reference.block_sparse_attention(query, key, value, layout, scale, visibility)
     else:
-        from attn.core_kernels.sparsify.block_sparse import gathered
-
-        of_layout = layout.tables(), layout.block_size, layout.batch, layout.heads
-        out, lse = gathered.block_sparse_attention(query, key, value, key_mask, *of_layout, scale, causal, window)
+        if chosen == "triton":
+            from attn.core_kernels.sparsify.block_sparse.launch import block_sparse_attention as attend
+        else:
+            from attn.core_kernels.sparsify.block_sparse.gathered import block_sparse_attention as attend
+        of_layout = list(layout.tables()), list(layout.block_size), layout.batch, layout.heads
+        out, lse = attend(query, key, value, key_mask, *of_layout, scale, causal, window)
     return (out, lse) if return_lse else out
 
 

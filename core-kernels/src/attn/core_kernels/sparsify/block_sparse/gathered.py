@@ -8,7 +8,7 @@ are partly hidden are masked. Computed in float32 (float64 for float64), under a
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from attn.core_kernels.observe.softmax_map.tiles import exponentiate_
 from attn.core_kernels.sparsify.block_layout import BlockTable
+from attn.core_kernels.sparsify.block_sparse.registration import complete
 
 ENTRIES_AT_ONCE = 2**18  # logits of the lists that are computed together; 1 MiB of float32
 LEAST_FILLED = 0.75  # shortest list that is computed with the longest, as a share of it
@@ -280,12 +281,6 @@ def block_sparse_attention(
         return shape.unfold_queries(out).to(query.dtype), shape.unfold_queries(lse)[..., 0].contiguous()
 
 
-@block_sparse_attention.register_fake
-def _(query, _key, value, *_rest):  # type: ignore[no-untyped-def]
-    out = query.new_empty(*query.shape[:3], value.shape[3])
-    return out, query.new_empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
-
-
 @torch.library.custom_op("attn::block_sparse_gathered_backward", mutates_args=())
 def block_sparse_attention_backward(
     grad_out: Tensor,
@@ -338,25 +333,7 @@ def block_sparse_attention_backward(
         )
 
 
-@block_sparse_attention_backward.register_fake
-def _(_grad_out, _grad_lse, query, key, value, *_rest):  # type: ignore[no-untyped-def]
-    return tuple(x.new_empty(x.shape) for x in (query, key, value))
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, key_mask, tables, *ctx.rest = inputs
-    ctx.save_for_backward(query, key, value, *output, key_mask, *tables)
-
-
-def _differentiate(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
-    query, key, value, out, lse, key_mask, *tables = ctx.saved_tensors
-    grads = block_sparse_attention_backward(
-        grad_out, grad_lse, query, key, value, out, lse, key_mask, tables, *ctx.rest
-    )
-    return *grads, None, [None] * len(tables), *[None] * len(ctx.rest)
-
-
-block_sparse_attention.register_autograd(_differentiate, setup_context=_save)
+complete(block_sparse_attention, block_sparse_attention_backward)
 
 
 def _fold(tensor: Tensor, units: int, block: int) -> Tensor:
