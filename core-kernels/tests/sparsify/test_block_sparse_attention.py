@@ -1,12 +1,13 @@
 """block_sparse_attention against its equation as float64 loops, and against what holds by mathematics."""
 
+import dataclasses
 import math
 from typing import NamedTuple
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
 from attn.core_kernels import BlockLayout, attention_with_lse, block_sparse_attention
 from attn.core_kernels.counting import floating_point_operations, peak_memory
@@ -180,14 +181,29 @@ def test_equals_sdpa_under_the_expanded_mask(case):
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("case", [CASES[0], CASES[3], CASES[8]._replace(layout_heads=4)], ids=str)
-def test_equals_flex_attention_with_the_block_mask(case):
-    rows, _ = draw(case._replace(causal=False), dtype=torch.float32)
-    layout = layout_of(case)
-    out, aux = flex_attention(*rows, block_mask=layout.to_block_mask(), return_aux=AuxRequest(lse=True))
-    actual = block_sparse_attention(*rows, layout, return_lse=True)
-    assert_close(actual[0], out.double(), length=case.keys)
-    assert_close(actual[1], aux.lse.double(), length=case.keys)
+@in_every_case
+def test_flex_attention_in_its_dense_form_equals_the_equation(case):
+    rows, rule = draw(case, torch.float32)
+    expected = equation(case, *(x.double() for x in rows), rule["key_mask"])
+    if case.padded:
+        rows = [rows[0], *(x.masked_fill(~rule["key_mask"][:, None, :, None], math.nan) for x in rows[1:])]
+    actual = block_sparse_attention(*rows, layout_of(case), return_lse=True, impl="flex", **rule)
+    for a, e in zip(actual, expected, strict=True):
+        assert_close(a, e, length=case.keys + 6)
+
+
+def test_flex_attention_refuses_a_gradient_off_cuda_and_on_cuda_what_it_does_not_compile():
+    (query, key, value), _ = draw(Case(12, 12), torch.float32)
+    layout = layout_of(Case(12, 12))
+    with pytest.raises(NotImplementedError, match="serves device cuda, got cpu; impl='torch' serves this call"):
+        block_sparse_attention(query.requires_grad_(), key, value, layout, impl="flex")
+    layout = dataclasses.replace(layout, num_queries=32, num_keys=32)
+    with FakeTensorMode():
+        rows = [torch.empty(2, 2, 32, 16, device="cuda") for _ in range(3)]
+        for size, width, got in ((48, 16, "a block of 48"), (8, 16, "a block of 8"), (16, 8, "a last axis of 8")):
+            layout = dataclasses.replace(layout, block_size=(16, size), tiles=torch.empty(0, 16, size, device="cuda"))
+            with pytest.raises(NotImplementedError, match=f"impl='flex' .* got {got}; impl='triton' serves this call"):
+                block_sparse_attention(*(x[..., :width] for x in rows), layout, impl="flex")
 
 
 @pytest.mark.parametrize("layout_heads", [1, 4])

@@ -14,8 +14,6 @@ from torch import Tensor
 
 Impl = Literal["auto", "reference", "torch", "triton", "flex"]
 
-AUTO_ORDER = ("flex", "triton", "torch")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Serves:
@@ -45,6 +43,7 @@ _FORWARD_ONLY = {
     "triton": replace(TRITON, gradient=False),
 }
 
+# From the most general to the most special implementation of each operator: `auto` looks from the end.
 IMPLEMENTATIONS: dict[str, dict[str, Serves]] = {
     "attention_with_lse": _DIFFERENTIABLE,
     "key_mass": _FORWARD_ONLY,
@@ -55,7 +54,8 @@ IMPLEMENTATIONS: dict[str, dict[str, Serves]] = {
     "tile_stats": _FORWARD_ONLY,
     "mass_by_distance": _FORWARD_ONLY,
     "logit_by_distance": _FORWARD_ONLY,
-    "block_sparse_attention": _DIFFERENTIABLE,
+    # FlexAttention before Triton: its tables grow with the square of the tokens, and it serves fewer block sizes.
+    "block_sparse_attention": {"reference": Serves(), "torch": Serves(), "flex": FLEX, "triton": TRITON},
     "windowed_attention": _DIFFERENTIABLE,
     "linear_attention": {"reference": Serves(), "torch": Serves(), "triton": replace(TRITON, max_head_dim=None)},
     "mimicry_cross_entropy": {"reference": Serves(), "torch": Serves()},
@@ -71,8 +71,8 @@ IMPLEMENTATIONS: dict[str, dict[str, Serves]] = {
 def choose_implementation(operator: str, impl: str, *tensors: Tensor) -> str:
     """The name of the implementation that computes this call of an operator.
 
-    ``"auto"`` takes FlexAttention or else Triton on CUDA devices and the PyTorch form elsewhere, each if it serves the
-    call; it never takes the reference. Any other name is taken at its word.
+    ``"auto"`` takes the last of the operator's implementations that serves the call, so FlexAttention or Triton on CUDA
+    devices and the PyTorch form elsewhere; it never takes the reference. Any other name is taken at its word.
 
     Args:
         operator: a key of `IMPLEMENTATIONS`.
@@ -86,7 +86,7 @@ def choose_implementation(operator: str, impl: str, *tensors: Tensor) -> str:
     if impl not in ("auto", "reference", "torch", "triton", "flex"):
         raise ValueError(f"impl must be 'auto', 'reference', 'torch', 'triton' or 'flex', got {impl!r}")
     table = IMPLEMENTATIONS[operator]
-    serving = [name for name in (*AUTO_ORDER, "reference") if name in table and not _refusal(table[name], tensors)]
+    serving = [name for name in reversed(table) if not _refusal(table[name], tensors)]
     if impl == "auto" and serving and serving[0] != "reference":
         return serving[0]
     if impl in table:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attn.core_kernels.checks import check_number, check_size
+from attn.core_kernels.heads import repeat_heads
 from attn.core_kernels.sparsify.mask_rules import MaskRule
 
 if TYPE_CHECKING:
@@ -201,15 +202,26 @@ class BlockLayout:
         entries = (tiles > -2).nonzero()[:, 0]
         return grid.layout(entries, tiles[entries], of_rule.tiles)
 
-    def to_block_mask(self) -> "BlockMask":
-        """The same as a FlexAttention ``BlockMask``, whose batch and heads are the layout's."""
+    def to_block_mask(self, heads: int | None = None) -> "BlockMask":
+        """The same as a FlexAttention ``BlockMask``, whose memory grows with all blocks and not with those kept.
+
+        Args:
+            heads: query heads, a multiple of the layout's; None for the layout's, 1 of which stands for any number.
+
+        Raises:
+            ValueError: if heads is no multiple.
+        """
         from torch.nn.attention.flex_attention import BlockMask
 
+        heads = self.heads if heads is None else heads
+        if heads < 1 or heads % self.heads:
+            raise ValueError(f"heads must be a multiple of the layout's {self.heads}, got {heads}")
         grid, tiles, (rows, columns) = self._tile_grid(), self.tiles, self.block_size
+        grid = repeat_heads(grid, heads)
         partial, whole = _flex_lists(grid >= 0), _flex_lists(grid == -1)
         if not len(tiles):
             tiles = tiles.new_zeros(1, rows, columns)
-        several_rows, several_heads = self.batch > 1, self.heads > 1
+        several_rows, several_heads = self.batch > 1, heads > 1
 
         def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             batch, head = (batch if several_rows else batch * 0), (head if several_heads else head * 0)

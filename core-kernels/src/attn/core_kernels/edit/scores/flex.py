@@ -1,48 +1,16 @@
-"""The edits before the softmax by FlexAttention: compiled on CUDA; on the CPU its dense form, without a gradient."""
-
-import functools
-from collections.abc import Callable
-from typing import Any
+"""The edits before the softmax by FlexAttention."""
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
 from attn.core_kernels.edit.arguments import Attention
 from attn.core_kernels.edit.scores.decay import Decay
-
-Edit = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-
-
-@functools.cache
-def _compiled() -> Any:
-    return torch.compile(flex_attention)
+from attn.core_kernels.flex import Edit, attend
 
 
 def _attend(attention: Attention, edit: Edit) -> Tensor:
-    """The output of scores that went through ``edit(score, batch, head, query, key)``."""
-    rule, query = attention.visibility, attention.query
-
-    def score_mod(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        edited, position = (
-            edit(score, b, h, i, j),
-            i + rule.offset if rule.positions is None else rule.positions[b * (rule.positions.shape[0] > 1), i],
-        )
-        if rule.causal:
-            edited = torch.where(j <= position, edited, -torch.inf)
-        if rule.window is not None:
-            edited = torch.where((j - position).abs() < rule.window, edited, -torch.inf)
-        if rule.key_mask is not None:
-            edited = torch.where(rule.key_mask[b, j], edited, -torch.inf)
-        return edited
-
-    flex = _compiled() if query.device.type == "cuda" and not torch.compiler.is_compiling() else flex_attention
-    key, value = attention.key, attention.value
-    grouped = key.shape[1] != query.shape[1]
-    out, aux = flex(
-        query, key, value, score_mod, scale=attention.scale, enable_gqa=grouped, return_aux=AuxRequest(lse=True)
-    )
-    return out.masked_fill(aux.lse[..., None] == -torch.inf, 0)
+    rows = attention.query, attention.key, attention.value
+    return attend(*rows, attention.scale, attention.visibility, edit=edit)[0]
 
 
 def decay_outside_window(attention: Attention, places: tuple[Tensor, Tensor], decay: Decay) -> Tensor:

@@ -43,8 +43,8 @@ def block_sparse_attention(
         key_mask: bool ``[batch, keys]``, True where a key may be seen; what is stored at the others never matters.
         scale: factor of the scores; None for ``head_dim ** -0.5``.
         return_lse: whether to return the log-sum-exp of the rows too, with which partial results are merged.
-        impl: ``"torch"``; ``"reference"``, dense; ``"auto"`` for the best that serves the call and is not the
-            reference.
+        impl: ``"torch"``; ``"triton"``; ``"flex"``, FlexAttention, whose tables grow with all blocks; ``"reference"``,
+            dense; ``"auto"`` for Triton where it serves the call, else ``"torch"``.
 
     Returns:
         ``[batch, heads, queries, value_dim]`` in query's dtype, and if asked for the lse ``[batch, heads, queries]``,
@@ -59,11 +59,18 @@ def block_sparse_attention(
     if key_mask is not None:
         value = hide_tokens(value, key_mask)
     chosen = choose_implementation("block_sparse_attention", impl, query, key, value)
+    if chosen == "flex":
+        _check_for_flex(layout, query, value)
     if chosen == "reference":
         from attn.core_kernels.sparsify.block_sparse import reference
 
         with torch.autocast(query.device.type, enabled=False):
             out, lse = reference.block_sparse_attention(query, key, value, layout, scale, visibility)
+    elif chosen == "flex":
+        from attn.core_kernels import flex
+
+        block_mask = layout.to_block_mask(1 if layout.heads == 1 else query.shape[1])
+        out, lse = flex.attend(query, key, value, scale, visibility, block_mask=block_mask)
     else:
         if chosen == "triton":
             from attn.core_kernels.sparsify.block_sparse.launch import block_sparse_attention as attend
@@ -110,6 +117,18 @@ def windowed_attention(
     chosen = choose_implementation("windowed_attention", impl, query, key, value)
     rule = {"causal": causal, "window": window, "key_mask": key_mask, "scale": scale}
     return attention_with_lse(query, key, value, impl=chosen, **rule)[0]  # type: ignore[arg-type]
+
+
+def _check_for_flex(layout: BlockLayout, query: Tensor, value: Tensor) -> None:
+    """Refuse what FlexAttention does not compile for CUDA."""
+    unfit = [size for size in layout.block_size if size < 16 or size & (size - 1)]
+    narrow = [width for width in (query.shape[3], value.shape[3]) if width < 16]
+    if query.device.type == "cuda" and (unfit or narrow):
+        got = f"a block of {unfit[0]}" if unfit else f"a last axis of {narrow[0]}"
+        raise NotImplementedError(
+            "impl='flex' of block_sparse_attention serves blocks of 16, 32, 64 and further powers of two, and a last "
+            f"axis of at least 16, got {got}; impl='triton' serves this call"
+        )
 
 
 def check_layout(layout: BlockLayout, query: Tensor, key: Tensor) -> None:

@@ -23,9 +23,9 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def _rows(pointer, rows, stride, valid, width, WIDTH: tl.constexpr):
-    """Load ``[rows, WIDTH]``, zero outside."""
-    column = tl.arange(0, WIDTH)
+def _rows(pointer, rows, stride, valid, width, WIDTH: tl.constexpr, first=0):
+    """Load ``[rows, WIDTH]`` from column ``first`` on, zero outside."""
+    column = first + tl.arange(0, WIDTH)
     inside = valid[:, None] & (column < width)[None, :]
     return tl.load(pointer + rows.to(tl.int64)[:, None] * stride + column[None, :], mask=inside, other=0.0)
 
@@ -35,6 +35,26 @@ def _put(pointer, tile, rows, stride, valid, width, WIDTH: tl.constexpr):
     column = tl.arange(0, WIDTH)
     inside = valid[:, None] & (column < width)[None, :]
     tl.store(pointer + rows.to(tl.int64)[:, None] * stride + column[None, :], tile, mask=inside)
+
+
+@triton.jit
+def _products(
+    left, left_at, left_row, left_stride, left_valid, right, right_at, right_row, right_stride, right_valid, width,
+    WIDTH: tl.constexpr, SLICE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Products ``[left, right]`` of rows; if ``SLICE`` is smaller, read again that many numbers at a time.
+
+    For a factor that stays the same in a loop is kept in registers, where wide rows of float32 do not fit.
+    """
+    if SLICE < WIDTH:
+        products = tl.zeros([left.shape[0], right.shape[0]], tl.float32)
+        for first in tl.range(0, WIDTH, SLICE, num_stages=1):
+            some = _rows(left_at, left_row, left_stride, left_valid, width, SLICE, first)
+            others = _rows(right_at, right_row, right_stride, right_valid, width, SLICE, first)
+            products = tl.dot(some.to(DOT), tl.trans(others.to(DOT)), products, input_precision=PRECISION)
+    else:
+        products = tl.dot(left.to(DOT), tl.trans(right.to(DOT)), input_precision=PRECISION)
+    return products
 
 
 @triton.jit
@@ -104,8 +124,8 @@ def _hide(
         if MASK:
             visible &= tl.load(mask + column, mask=column < end_column, other=0) != 0
         here = (row < tl.where(tile >= 0, block_row + ROWS, 0)) & (column < block_column + COLUMNS)
-        place = tile.to(tl.int64) * (ROWS * COLUMNS) + (row - block_row) * COLUMNS + (column - block_column)
-        visible &= tl.load(tiles + place, mask=here, other=1) != 0
+        place = (row - block_row) * COLUMNS + (column - block_column)
+        visible &= tl.load(tiles + tile.to(tl.int64) * (ROWS * COLUMNS) + place, mask=here, other=1) != 0
         logits = tl.where(visible, logits, float("-inf"))
     return logits
 
@@ -116,7 +136,7 @@ def attention_kernel(
     query_batch, query_head, query_token, key_batch, key_head, key_token, value_batch, value_head, value_token,
     queries, keys, head_dim, value_dim, heads, group, layout_group, layout_batch, offset, window, scale,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
+    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, SLICE: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Attention output and log-sum-exp of some rows."""
@@ -131,7 +151,8 @@ def attention_kernel(
     end_row = tl.minimum(block * ROWS + ROWS, queries)
     row = first_row + tl.arange(0, BLOCK_M)
     valid = row < end_row
-    q = _rows(query + batch * query_batch + head * query_head, row, query_token, valid, head_dim, WIDTH)
+    query += batch * query_batch + head * query_head
+    q = _rows(query, row, query_token, valid, head_dim, WIDTH)
     key += batch * key_batch + head // group * key_head
     value += batch * value_batch + head // group * value_head
     mask += batch * keys
@@ -148,11 +169,15 @@ def attention_kernel(
         first_column = block_column + step % STEPS * BLOCK_N
         end_column = tl.minimum(block_column + COLUMNS, keys)
         column = first_column + tl.arange(0, BLOCK_N)
-        k = _rows(key, column, key_token, column < end_column, head_dim, WIDTH)
-        logits = tl.dot(q.to(DOT), tl.trans(k.to(DOT)), input_precision=PRECISION) * scale
+        inside = column < end_column
+        k = _rows(key, column, key_token, inside, head_dim, WIDTH)
+        logits = _products(
+            q, query, row, query_token, valid, k, key, column, key_token, inside, head_dim,
+            WIDTH, SLICE, DOT, PRECISION,
+        )  # fmt: skip
         logits = _hide(
-            logits, row[:, None], column[None, :], first_row, first_column, block * ROWS, block_column, end_column,
-            tl.load(tile_of + step // STEPS), tiles, mask, offset, window,
+            logits * scale, row[:, None], column[None, :], first_row, first_column, block * ROWS, block_column,
+            end_column, tl.load(tile_of + step // STEPS), tiles, mask, offset, window,
             ROWS, COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, WINDOW, MASK,
         )  # fmt: skip
         new_top = tl.maximum(top, tl.max(logits, axis=1))
@@ -160,7 +185,7 @@ def attention_kernel(
         weight = tl.exp2(logits - base[:, None])
         fade = tl.exp2(top - base)
         total = total * fade + tl.sum(weight, axis=1)
-        v = _rows(value, column, value_token, column < end_column, value_dim, VALUE_WIDTH)
+        v = _rows(value, column, value_token, inside, value_dim, VALUE_WIDTH)
         sums = tl.dot(weight.to(DOT), v.to(DOT), sums * fade[:, None], input_precision=PRECISION)
         top = new_top
     total = tl.where(total > 0, total, 1.0)
@@ -175,7 +200,7 @@ def query_bwd_kernel(
     grad_batch, grad_head, grad_token,
     queries, keys, head_dim, value_dim, heads, group, layout_group, layout_batch, offset, window, scale, factor,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
+    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, SLICE: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr,
     DOT: tl.constexpr, GRAD_DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -191,8 +216,10 @@ def query_bwd_kernel(
     end_row = tl.minimum(block * ROWS + ROWS, queries)
     row = first_row + tl.arange(0, BLOCK_M)
     valid = row < end_row
-    q = _rows(query + batch * query_batch + head * query_head, row, query_token, valid, head_dim, WIDTH)
-    upstream = _rows(grad + batch * grad_batch + head * grad_head, row, grad_token, valid, value_dim, VALUE_WIDTH)
+    query += batch * query_batch + head * query_head
+    grad += batch * grad_batch + head * grad_head
+    q = _rows(query, row, query_token, valid, head_dim, WIDTH)
+    upstream = _rows(grad, row, grad_token, valid, value_dim, VALUE_WIDTH)
     row_shift = tl.load(shift + place * queries + row, mask=valid, other=0.0)
     row_lse = tl.load(lse + place * queries + row, mask=valid, other=0.0) * LOG2_E
     row_lse = tl.where(row_lse == float("-inf"), 0.0, row_lse)
@@ -210,17 +237,25 @@ def query_bwd_kernel(
         first_column = block_column + step % STEPS * BLOCK_N
         end_column = tl.minimum(block_column + COLUMNS, keys)
         column = first_column + tl.arange(0, BLOCK_N)
-        k = _rows(key, column, key_token, column < end_column, head_dim, WIDTH)
-        logits = tl.dot(q.to(DOT), tl.trans(k.to(DOT)), input_precision=PRECISION) * scale
+        inside = column < end_column
+        k = _rows(key, column, key_token, inside, head_dim, WIDTH)
+        logits = _products(
+            q, query, row, query_token, valid, k, key, column, key_token, inside, head_dim,
+            WIDTH, SLICE, DOT, PRECISION,
+        )  # fmt: skip
         logits = _hide(
-            logits, row[:, None], column[None, :], first_row, first_column, block * ROWS, block_column, end_column,
-            tl.load(tile_of + step // STEPS), tiles, mask, offset, window,
+            logits * scale, row[:, None], column[None, :], first_row, first_column, block * ROWS, block_column,
+            end_column, tl.load(tile_of + step // STEPS), tiles, mask, offset, window,
             ROWS, COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, WINDOW, MASK,
         )  # fmt: skip
         probability = tl.exp2(logits - row_lse[:, None])
-        v = _rows(value, column, value_token, column < end_column, value_dim, VALUE_WIDTH)
-        change = tl.dot(upstream.to(DOT), tl.trans(v.to(DOT)), input_precision=PRECISION) + row_shift[:, None]
-        sums = tl.dot((probability * change).to(GRAD_DOT), k.to(GRAD_DOT), sums, input_precision=PRECISION)
+        v = _rows(value, column, value_token, inside, value_dim, VALUE_WIDTH)
+        change = _products(
+            upstream, grad, row, grad_token, valid, v, value, column, value_token, inside, value_dim,
+            VALUE_WIDTH, SLICE, DOT, PRECISION,
+        )  # fmt: skip
+        change = probability * (change + row_shift[:, None])
+        sums = tl.dot(change.to(GRAD_DOT), k.to(GRAD_DOT), sums, input_precision=PRECISION)
     _put(grad_query + place * queries * head_dim, sums * factor, row, head_dim, valid, head_dim, WIDTH)
 
 
@@ -231,7 +266,7 @@ def key_bwd_kernel(
     grad_batch, grad_head, grad_token,
     queries, keys, head_dim, value_dim, heads, group, layout_group, layout_batch, offset, window, scale, factor,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
+    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, SLICE: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr,
     DOT: tl.constexpr, GRAD_DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -248,8 +283,10 @@ def key_bwd_kernel(
     end_column = tl.minimum(block * COLUMNS + COLUMNS, keys)
     column = first_column + tl.arange(0, BLOCK_N)
     valid = column < end_column
-    k = _rows(key + batch * key_batch + of_key * key_head, column, key_token, valid, head_dim, WIDTH)
-    v = _rows(value + batch * value_batch + of_key * value_head, column, value_token, valid, value_dim, VALUE_WIDTH)
+    key += batch * key_batch + of_key * key_head
+    value += batch * value_batch + of_key * value_head
+    k = _rows(key, column, key_token, valid, head_dim, WIDTH)
+    v = _rows(value, column, value_token, valid, value_dim, VALUE_WIDTH)
     mask += batch * keys
     sums = tl.zeros([BLOCK_N, WIDTH], tl.float32)
     value_sums = tl.zeros([BLOCK_N, VALUE_WIDTH], tl.float32)
@@ -270,10 +307,13 @@ def key_bwd_kernel(
             seen = row < tl.minimum(block_row + ROWS, queries)
             # Rows past an end are zero and have a shift of 0: whatever their map, they add nothing.
             q = _rows(at_query, row, query_token, seen, head_dim, WIDTH)
-            logits = tl.dot(k.to(DOT), tl.trans(q.to(DOT)), input_precision=PRECISION) * scale
+            logits = _products(
+                k, key, column, key_token, valid, q, at_query, row, query_token, seen, head_dim,
+                WIDTH, SLICE, DOT, PRECISION,
+            )  # fmt: skip
             logits = _hide(
-                logits, row[None, :], column[:, None], first_row, first_column, block_row, block * COLUMNS, end_column,
-                tl.load(tile_of + step // STEPS), tiles, mask, offset, window,
+                logits * scale, row[None, :], column[:, None], first_row, first_column, block_row, block * COLUMNS,
+                end_column, tl.load(tile_of + step // STEPS), tiles, mask, offset, window,
                 ROWS, COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, WINDOW, MASK,
             )  # fmt: skip
             row_lse = tl.load(lse + of_head + row, mask=seen, other=0.0) * LOG2_E
@@ -282,7 +322,11 @@ def key_bwd_kernel(
             upstream = _rows(at_grad, row, grad_token, seen, value_dim, VALUE_WIDTH)
             value_sums = tl.dot(probability.to(GRAD_DOT), upstream.to(GRAD_DOT), value_sums, input_precision=PRECISION)
             row_shift = tl.load(shift + of_head + row, mask=seen, other=0.0)
-            change = tl.dot(v.to(DOT), tl.trans(upstream.to(DOT)), input_precision=PRECISION) + row_shift[None, :]
-            sums = tl.dot((probability * change).to(GRAD_DOT), q.to(GRAD_DOT), sums, input_precision=PRECISION)
+            change = _products(
+                v, value, column, value_token, valid, upstream, at_grad, row, grad_token, seen, value_dim,
+                VALUE_WIDTH, SLICE, DOT, PRECISION,
+            )  # fmt: skip
+            change = probability * (change + row_shift[None, :])
+            sums = tl.dot(change.to(GRAD_DOT), q.to(GRAD_DOT), sums, input_precision=PRECISION)
     _put(grad_key + place * keys * head_dim, sums * factor, column, head_dim, valid, head_dim, WIDTH)
     _put(grad_value + place * keys * value_dim, value_sums, column, value_dim, valid, value_dim, VALUE_WIDTH)

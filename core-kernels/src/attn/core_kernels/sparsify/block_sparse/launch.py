@@ -16,6 +16,7 @@ class Tuning(NamedTuple):
 
     block_m: int
     block_n: int
+    slice: int
     num_warps: int
     num_stages: int
 
@@ -23,15 +24,51 @@ class Tuning(NamedTuple):
 # By kernel and dtype for rows of up to 64, 128 and 256 numbers. No entry spills on sm_80, sm_90 or sm_100, which
 # benchmarks/compile_table.py checks; times were not measured yet.
 TUNING = {
-    ("attention_kernel", "bfloat16"): (Tuning(128, 64, 4, 3), Tuning(128, 64, 8, 3), Tuning(64, 32, 8, 2)),
-    ("attention_kernel", "float16"): (Tuning(128, 64, 4, 3), Tuning(128, 64, 8, 3), Tuning(64, 32, 8, 2)),
-    ("attention_kernel", "float32"): (Tuning(64, 32, 8, 2), Tuning(32, 32, 8, 2), Tuning(16, 16, 8, 1)),
-    ("query_bwd_kernel", "bfloat16"): (Tuning(64, 64, 4, 2), Tuning(64, 32, 8, 2), Tuning(32, 32, 8, 1)),
-    ("query_bwd_kernel", "float16"): (Tuning(64, 32, 4, 2), Tuning(64, 32, 8, 2), Tuning(32, 16, 8, 1)),
-    ("query_bwd_kernel", "float32"): (Tuning(32, 32, 8, 1), Tuning(32, 16, 8, 1), Tuning(16, 16, 8, 1)),
-    ("key_bwd_kernel", "bfloat16"): (Tuning(64, 64, 4, 2), Tuning(32, 64, 8, 2), Tuning(32, 32, 8, 1)),
-    ("key_bwd_kernel", "float16"): (Tuning(32, 64, 4, 2), Tuning(32, 64, 8, 1), Tuning(16, 32, 8, 1)),
-    ("key_bwd_kernel", "float32"): (Tuning(32, 32, 8, 1), Tuning(16, 32, 8, 1), Tuning(16, 16, 8, 1)),
+    ("attention_kernel", "bfloat16"): (
+        Tuning(128, 64, 256, 8, 3),
+        Tuning(128, 64, 256, 8, 3),
+        Tuning(64, 32, 256, 8, 2),
+    ),
+    ("attention_kernel", "float16"): (
+        Tuning(128, 64, 256, 8, 3),
+        Tuning(128, 64, 256, 8, 3),
+        Tuning(64, 32, 256, 8, 2),
+    ),
+    ("attention_kernel", "float32"): (
+        Tuning(64, 32, 256, 8, 2),
+        Tuning(64, 32, 32, 8, 1),
+        Tuning(32, 32, 32, 8, 1),
+    ),
+    ("query_bwd_kernel", "bfloat16"): (
+        Tuning(64, 64, 256, 4, 2),
+        Tuning(64, 32, 256, 8, 2),
+        Tuning(64, 16, 256, 8, 2),
+    ),
+    ("query_bwd_kernel", "float16"): (
+        Tuning(64, 32, 256, 4, 2),
+        Tuning(64, 32, 256, 8, 2),
+        Tuning(32, 32, 256, 4, 1),
+    ),
+    ("query_bwd_kernel", "float32"): (
+        Tuning(32, 32, 256, 8, 1),
+        Tuning(32, 32, 32, 4, 1),
+        Tuning(32, 16, 32, 8, 1),
+    ),
+    ("key_bwd_kernel", "bfloat16"): (
+        Tuning(64, 32, 256, 4, 2),
+        Tuning(32, 64, 256, 8, 2),
+        Tuning(32, 32, 256, 8, 1),
+    ),
+    ("key_bwd_kernel", "float16"): (
+        Tuning(32, 32, 256, 4, 2),
+        Tuning(32, 64, 256, 8, 1),
+        Tuning(16, 32, 256, 8, 1),
+    ),
+    ("key_bwd_kernel", "float32"): (
+        Tuning(32, 32, 32, 8, 1),
+        Tuning(32, 16, 32, 8, 1),
+        Tuning(32, 16, 32, 8, 1),
+    ),
 }
 
 
@@ -61,10 +98,12 @@ def launch_options(
         "BLOCK_N": min(tuning.block_n, columns),
         "WIDTH": widths[0],
         "VALUE_WIDTH": widths[1],
+        "SLICE": tuning.slice,
         "DOT": dot,
         "PRECISION": "ieee" if rocm else "tf32x3" if dtype == torch.float32 else "tf32",
         "num_warps": tuning.num_warps,
-        "num_stages": tuning.num_stages,
+        # Triton 3.9 cannot overlap this kernel's loads on AMD's chips: its compiler fails.
+        "num_stages": 1 if rocm and kernel == "key_bwd_kernel" else tuning.num_stages,
     }
     if kernel != "attention_kernel":
         # TF32 holds what float16 does, without its narrow range.
