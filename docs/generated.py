@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from gallery import gallery
 from pydantic import BaseModel
 
 from attn.core_kernels import capability_table
@@ -158,6 +159,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "ledger keys": lambda: keys(ledger.Ledger),
     "report keys": lambda: keys(Report),
     "report schema": report_schema,
+    "shapesworld gallery": gallery,
     "options of claims reproduce": lambda: option_help(claims_commands.main, "reproduce"),
     "options of claims pages": lambda: option_help(claims_commands.main, "pages"),
     "options of claims summary": lambda: option_help(claims_commands.main, "summary"),

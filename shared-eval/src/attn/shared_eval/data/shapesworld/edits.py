@@ -177,16 +177,18 @@ def _change_style(scene: Scene, draw: Draw) -> Edit | None:
         return None
     style = draw.choice([style for style in STYLES if style not in (scene.style, "grey")])
     target = replace(scene, style=style)
-    prompts = [_prompt(s, _phrases(s), marked=f"in a {s.style} style") for s in (scene, target)]
-    return Edit("change_style", scene, target, *prompts, f"change the style to {style}", (), None)
+    before, after = (_prompt(s, _phrases(s), marked=f"in a {s.style} style") for s in (scene, target))
+    return Edit("change_style", scene, target, before, after, f"change the style to {style}", (), None)
 
 
 def _change_background(scene: Scene, draw: Draw) -> Edit:
     kind = draw.choice([kind for kind in BACKGROUNDS if kind != scene.background.kind])
     target = replace(scene, background=replace(scene.background, kind=kind))
-    prompts = [_prompt(s, _phrases(s)).replace(s.background.kind, f"[{s.background.kind}]") for s in (scene, target)]
-    instruction = f"change the background to {kind}"
-    return Edit("change_background", scene, target, *prompts, instruction, (), None)
+    grounds = [(s, s.background.kind) for s in (scene, target)]
+    before, after = (
+        _prompt(s, _phrases(s)).replace(f"{word} background", f"[{word}] background") for s, word in grounds
+    )
+    return Edit("change_background", scene, target, before, after, f"change the background to {kind}", (), None)
 
 
 def _add(scene: Scene, draw: Draw) -> Edit | None:

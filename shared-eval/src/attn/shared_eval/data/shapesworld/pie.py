@@ -107,7 +107,9 @@ def read_pie(folder: str | Path) -> list[PieItem]:
 
 def bracketed_words(prompt: str) -> tuple[list[str], list[int]]:
     """The words of a prompt, and the positions of those within brackets."""
-    found, marked, inside = [], [], False
+    found: list[str] = []
+    marked: list[int] = []
+    inside = False
     for part in re.findall(r"[\[\]]|[^\s\[\]]+", prompt):
         if part in "[]":
             inside = part == "["

@@ -97,7 +97,8 @@ def _attribute(scene: Scene) -> Iterator[Referring]:
 
 
 def _relation(scene: Scene) -> list[Referring]:
-    ambiguous, plain = [], []
+    ambiguous: list[Referring] = []
+    plain: list[Referring] = []
     for anchor, other in _anchors(scene):
         for relation in RELATIONS:
             truth = {i: holds(relation, s, scene.objects[anchor]) for i, s in enumerate(scene.objects) if i != anchor}
@@ -162,7 +163,8 @@ def _ordinal(scene: Scene) -> Iterator[Referring]:
 
 
 def _location(scene: Scene) -> list[Referring]:
-    ambiguous, plain = [], []
+    ambiguous: list[Referring] = []
+    plain: list[Referring] = []
     sides = [(shape.x - 0.5, shape.y - 0.5) for shape in scene.objects]
     places = {"on the left": (-1, 0), "on the right": (1, 0), "at the top": (0, -1), "at the bottom": (0, 1)}
     for across, horizontal in ((-1, "left"), (1, "right")):
