@@ -146,6 +146,23 @@ def benchmarks(device: str) -> str:
     return "\n".join([f"Measured with {'; '.join(machines)}.\n", head, *lines])
 
 
+def long_context() -> str:
+    """The table of what it takes to observe and edit a model at long context."""
+    path = Path(__file__).parents[1] / "core-kernels/benchmarks/results/long_context.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    head = "| | tokens | peak memory | processor time |\n|---|--:|--:|--:|"
+    lines = []
+    for row in rows:
+        tokens = f"{int(row['tokens']):,}"
+        if row["status"] != "ok":
+            lines.append(f"| {row['way']} | {tokens} | {row['status']} | |")
+            continue
+        lines.append(f"| {row['way']} | {tokens} | {_megabytes(row)} MB | {row['seconds']} s |")
+    machine = f"Measured with {rows[0]['device']}, torch {rows[0]['torch']}."
+    return "\n".join([head, *lines, f"\n{machine}"])
+
+
 def _megabytes(row: dict[str, str]) -> str:
     return f"{int(row['peak_bytes']) / 1e6:,.1f}"
 
@@ -159,6 +176,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "ledger keys": lambda: keys(ledger.Ledger),
     "report keys": lambda: keys(Report),
     "report schema": report_schema,
+    "long context": long_context,
     "shapesworld gallery": gallery,
     "options of claims reproduce": lambda: option_help(claims_commands.main, "reproduce"),
     "options of claims pages": lambda: option_help(claims_commands.main, "pages"),

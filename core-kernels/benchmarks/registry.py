@@ -8,6 +8,8 @@ from torch import Tensor
 
 from attn.core_kernels import (
     attention_with_lse,
+    boost_keys,
+    decay_outside_window,
     key_mass,
     key_moments,
     linear_attention,
@@ -15,9 +17,12 @@ from attn.core_kernels import (
     mass_by_distance,
     mean_map,
     mimicry_cross_entropy,
+    mix_values,
     row_stats,
+    scale_keys,
     submap,
     suffix_key_mass,
+    swap_map,
     tile_stats,
 )
 
@@ -195,6 +200,41 @@ def read_map(
     )
 
 
+def edited(call: Callable[..., Tensor]) -> Benchmark:
+    """An edit against plain attention by the maintained kernel, and against its own dense form."""
+
+    def plain(query: Tensor, key: Tensor, value: Tensor, is_causal: Tensor) -> Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=bool(is_causal))
+
+    def by(impl: str) -> Callable[..., Tensor]:
+        return lambda query, key, value, is_causal: call(query, key, value, causal=bool(is_causal), impl=impl)
+
+    return Benchmark(
+        shapes=[
+            {"batch": 1, "heads": 8, "tokens": n, "head_dim": 64, "causal": c}
+            for n, c in [(1024, 0), (4096, 0), (4096, 1)]
+        ],
+        inputs=map_inputs,
+        candidates={
+            "sdpa": Candidate(call=plain, exact=plain),
+            "torch": Candidate(call=by("auto"), exact=by("torch")),
+            "reference": Candidate(call=by("reference"), exact=by("torch")),
+        },
+        baseline="sdpa",
+        largest={"reference": 1024},
+    )
+
+
+def every_nth_key(query: Tensor, step: int) -> Tensor:
+    """A set of keys, the same for all heads."""
+    return (torch.arange(query.shape[2], device=query.device) % step == 1)[None, None]
+
+
+def per_head(query: Tensor, number: float) -> Tensor:
+    """A number for every head."""
+    return torch.full(query.shape[1:2], number, device=query.device)
+
+
 ROWS, COLUMNS = torch.arange(900, 960), torch.arange(100, 400)
 
 
@@ -246,4 +286,9 @@ BENCHMARKS = {
         logits_near_and_far,
         source=eager_scores,
     ),
+    "mix_values": edited(lambda q, k, v, **options: mix_values(q, k, v, per_head(q, 0.5), **options)),
+    "scale_keys": edited(lambda q, k, v, **options: scale_keys(q, k, v, every_nth_key(q, 500), 0.4, **options)),
+    "swap_map": edited(lambda q, k, v, **options: swap_map(q, k, v, q.new_zeros(q.shape[0]).long(), **options)),
+    "decay_outside_window": edited(lambda q, k, v, **options: decay_outside_window(q, k, v, 512, 0.9, **options)),
+    "boost_keys": edited(lambda q, k, v, **options: boost_keys(q, k, v, every_nth_key(q, 4), 0.5, **options)),
 }

@@ -83,7 +83,7 @@ def test_every_argument_of_a_call_must_be_served(table):
 
 @pytest.mark.usefixtures("table")
 def test_an_unknown_name_is_refused():
-    with pytest.raises(ValueError, match="impl must be 'auto', 'reference', 'torch' or 'triton', got 'cuda'"):
+    with pytest.raises(ValueError, match="impl must be 'auto', 'reference', 'torch', 'triton' or 'flex', got 'cuda'"):
         choose_implementation("glance", "cuda", Tensor())
 
 
@@ -100,6 +100,15 @@ def test_the_interpreter_serves_any_device_when_asked_by_name(monkeypatch):
     monkeypatch.setattr(implementations, "_triton_interprets", lambda: True)
     assert choose_implementation("glance", "triton", Tensor("cpu")) == "triton"
     assert choose_implementation("glance", "auto", Tensor("cpu")) == "torch"
+
+
+def test_flex_comes_first_on_cuda_and_elsewhere_when_asked_by_name_without_a_gradient(table):
+    table["flex"] = implementations.FLEX
+    assert choose_implementation("glance", "auto", Tensor("cuda", requires_grad=True)) == "flex"
+    assert choose_implementation("glance", "auto", Tensor("cpu")) == "torch"
+    assert choose_implementation("glance", "flex", Tensor("cpu")) == "flex"
+    with pytest.raises(NotImplementedError, match="serves device cuda, got cpu; impl='reference' serves"):
+        choose_implementation("glance", "flex", Tensor("cpu", requires_grad=True))
 
 
 def test_the_printed_table_has_a_row_per_implementation(table):
@@ -123,6 +132,7 @@ import attn.core_kernels as core
 
 CALLS = """
 rows = torch.ones(1, 2, 3, 4)
+layout = core.BlockLayout.from_blocks(torch.ones(1, 1, dtype=torch.bool), 3, 3)
 calls = {
     "linear_attention": lambda impl: core.linear_attention(rows, rows, rows, impl=impl),
     "attention_with_lse": lambda impl: core.attention_with_lse(rows, rows, rows, impl=impl),
@@ -134,14 +144,20 @@ calls = {
     "tile_stats": lambda impl: core.tile_stats(rows, rows, block_size=2, eps=0.1, impl=impl),
     "mass_by_distance": lambda impl: core.mass_by_distance(rows, rows, (0, 1), impl=impl),
     "logit_by_distance": lambda impl: core.logit_by_distance(rows, rows, (0, 1), impl=impl),
+    "block_sparse_attention": lambda impl: core.block_sparse_attention(rows, rows, rows, layout, impl=impl),
+    "windowed_attention": lambda impl: core.windowed_attention(rows, rows, rows, 2, impl=impl),
     "mimicry_cross_entropy": lambda impl: core.mimicry_cross_entropy(rows, rows, rows, rows, impl=impl),
     "mix_values": lambda impl: core.mix_values(rows, rows, rows, torch.ones(2), impl=impl),
     "scale_keys": lambda impl: core.scale_keys(rows, rows, rows, torch.ones(1, 1, 3) > 0, 0.4, impl=impl),
+    "block_sparse_attention": lambda impl: core.block_sparse_attention(rows, rows, rows, layout, impl=impl),
+    "windowed_attention": lambda impl: core.windowed_attention(rows, rows, rows, 2, impl=impl),
+    "decay_outside_window": lambda impl: core.decay_outside_window(rows, rows, rows, 1, impl=impl),
+    "boost_keys": lambda impl: core.boost_keys(rows, rows, rows, torch.ones(1, 1, 3) > 0, 0.5, impl=impl),
     "swap_map": lambda impl: core.swap_map(rows, rows, rows, torch.tensor([0]), impl=impl),
     "remap_columns": lambda impl: core.remap_columns(rows, rows, rows, torch.tensor([0]), impl=impl),
 }
 for operator, table in core.IMPLEMENTATIONS.items():
-    for impl in ("auto", *(table.keys() - {"triton"})):
+    for impl in ("auto", *(table.keys() - {"triton", "flex"})):
         calls[operator](impl)
 assert "triton" not in sys.modules
 """

@@ -372,7 +372,8 @@ def test_the_registered_operator_passes_opcheck(decay, offsets, causal):
     state = draw_state(batch=1 if offsets is None else 2).key_value
     age = torch.arange(1, 10)[None]
     leaves = [x.requires_grad_() for x in (query, key, value, state)]
-    torch.library.opcheck(chunked_sums, (*leaves, decay, age, offsets, causal, 4))
+    for before, return_state in [(state, True), (None, True), (state, False)] if causal else [(None, False)]:
+        torch.library.opcheck(chunked_sums, (*leaves[:3], before, decay, age, offsets, causal, return_state, 4))
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -8,7 +8,7 @@ import torch
 matplotlib = pytest.importorskip("matplotlib")
 from matplotlib.figure import Figure  # noqa: E402
 
-from attn.core_kernels import pictures  # noqa: E402
+from attn.core_kernels import BlockLayout, pictures  # noqa: E402
 
 
 @pytest.fixture
@@ -71,6 +71,17 @@ def test_a_layer_curve_goes_through_the_means_of_the_heads(axes):
     assert curve.get_label() == "m"
 
 
+def test_a_layout_shows_its_blocks_where_the_tokens_are(axes):
+    blocks = torch.tensor([[[True, False, False], [True, True, False]], [[False, True, True], [True, False, True]]])
+    layout = BlockLayout.from_blocks(blocks, 7, 11, block_size=4)
+    image = pictures.draw_block_layout(axes, layout, head=1)
+    assert torch.equal(torch.as_tensor(image.get_array()) > 0, blocks[1])
+    assert image.get_extent() == [0, 12, 8, 0]
+    assert axes.get_xlim() == (0, 11)
+    assert axes.get_ylim() == (7, 0)
+
+
+LAYOUT = BlockLayout.from_blocks(torch.ones(2, 2, dtype=torch.bool), 7, 8, block_size=4)
 IMAGE, WEIGHTS = torch.ones(3, 4, 5), torch.ones(2, 3)
 
 
@@ -86,12 +97,19 @@ IMAGE, WEIGHTS = torch.ones(3, 4, 5), torch.ones(2, 3)
         (pictures.draw_overlay, {"image": torch.ones(4, 5)}, ValueError, "[height, width, 3], got [4, 5]"),
         (pictures.draw_overlay, {"weights": torch.ones(2)}, ValueError, "be a matrix of at least one entry, got [2]"),
         (pictures.draw_overlay, {"opacity": float("nan")}, ValueError, "lie in (0, 1], got nan"),
+        (pictures.draw_block_layout, {"layout": WEIGHTS}, TypeError, "be a BlockLayout, got Tensor"),
+        (pictures.draw_block_layout, {"head": 1}, ValueError, "lie in [0, 1), got 1"),
+        (pictures.draw_block_layout, {"batch": -1}, ValueError, "lie in [0, 1), got -1"),
         (pictures.draw_layer_curve, {"by_layer": {}}, ValueError, "have at least one layer, got none"),
         (pictures.draw_layer_curve, {"by_layer": {2: 0.5}}, TypeError, "be a tensor, got float"),
         (pictures.draw_layer_curve, {"by_layer": {2: WEIGHTS}}, ValueError, "have shape [heads], got [2, 3]"),
     ],
 )
 def test_an_error_names_the_argument(axes, draw, wrong, error, message):
-    right = {pictures.draw_map: {"weights": WEIGHTS}, pictures.draw_overlay: {"image": IMAGE, "weights": WEIGHTS}}
+    right = {
+        pictures.draw_map: {"weights": WEIGHTS},
+        pictures.draw_overlay: {"image": IMAGE, "weights": WEIGHTS},
+        pictures.draw_block_layout: {"layout": LAYOUT},
+    }
     with pytest.raises(error, match=f"{next(iter(wrong))}.* must .*{re.escape(message)}"):
         draw(axes, **right.get(draw, {}) | wrong)

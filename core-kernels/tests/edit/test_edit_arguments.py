@@ -15,6 +15,8 @@ OPERATORS = {
     "swap_map": {"source": SOURCE},
     "remap_columns": {"source": SOURCE},
     "edit_map": {"fn": torch.sqrt},
+    "decay_outside_window": {"half_window": 1},
+    "boost_keys": {"keys": KEYS, "gain": 0.5},
 }
 
 
@@ -112,6 +114,39 @@ def test_every_operator_checks_what_all_share(operator, wrong, error, message):
         ("remap_columns", {"blend": -torch.ones(1, 5)}, ValueError, "blend must lie in [0, 1], got entries from -1.0"),
         ("remap_columns", {"weights": torch.ones(3, 5)}, ValueError, "weights must have shape [2 or 1, 5], got [3, 5]"),
         ("remap_columns", {"weights": torch.full((1, 5), math.nan)}, ValueError, "weights must be finite, got entries"),
+        ("decay_outside_window", {"half_window": 1.0}, TypeError, "half_window must be an integer, got float"),
+        ("decay_outside_window", {"half_window": -1}, ValueError, "half_window must be at least 0, got -1"),
+        ("decay_outside_window", {"alpha": -0.1}, ValueError, "alpha must be finite and at least 0, got -0.1"),
+        ("decay_outside_window", {"alpha": math.inf}, ValueError, "alpha must be finite and at least 0, got inf"),
+        ("decay_outside_window", {"alpha": math.nan}, ValueError, "alpha must be finite and at least 0, got nan"),
+        ("decay_outside_window", {"beta": math.nan}, ValueError, "beta must be finite and at least 0, got nan"),
+        ("decay_outside_window", {"period": 0}, ValueError, "period must be positive and finite, got 0"),
+        ("decay_outside_window", {"risk_half_width": -1}, ValueError, "risk_half_width must be finite and at least 0"),
+        ("decay_outside_window", {"places": torch.ones(5)}, TypeError, "places must be an int64 tensor"),
+        ("decay_outside_window", {"places": torch.ones(4).long()}, ValueError, "places must have shape [keys] = [5]"),
+        (
+            "decay_outside_window",
+            {"places": torch.ones(5, device="meta").long()},
+            ValueError,
+            "places must be on key's device cpu, got meta",
+        ),
+        (
+            "decay_outside_window",
+            {"places": torch.ones(5).long(), "query": torch.randn(2, 4, 6, 8)},
+            ValueError,
+            "query must have at most as many tokens as key, 5, where places are given, got 6",
+        ),
+        ("boost_keys", {"keys": KEYS[0]}, ValueError, "keys must have shape [2 or 1, 4 or 1, 5], got [1, 5]"),
+        ("boost_keys", {"gain": "1"}, TypeError, "gain must be a number, got str"),
+        ("boost_keys", {"gain": math.nan}, ValueError, "gain must be finite, got entries from nan to nan"),
+        ("boost_keys", {"gain": math.inf * MIX}, ValueError, "gain must be finite, got entries from inf to inf"),
+        (
+            "boost_keys",
+            {"gain": torch.ones(5)},
+            ValueError,
+            "gain must be a number or have shape [4] or [2 or 1, 4 or 1, 5 or 1], got [5]",
+        ),
+        ("boost_keys", {"rows": torch.tensor([-1])}, ValueError, "rows must lie in [0, 5), got values from -1 to -1"),
         ("edit_map", {"fn": lambda _: 1.0}, TypeError, "fn must return a tensor, got float"),
         (
             "edit_map",

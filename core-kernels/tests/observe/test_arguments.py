@@ -73,7 +73,12 @@ def key_alone(name):
             "key_mask must have shape [batch, keys] = [2, 5], got [2, 4]",
         ),
         ("mean_map", {"scale": float("nan")}, ValueError, "scale must be finite, got nan"),
-        ("mean_map", {"impl": "fast"}, ValueError, "impl must be 'auto', 'reference', 'torch' or 'triton', got 'fast'"),
+        (
+            "mean_map",
+            {"impl": "fast"},
+            ValueError,
+            "impl must be 'auto', 'reference', 'torch', 'triton' or 'flex', got 'fast'",
+        ),
         (
             "key_mass",
             {"row_weights": torch.ones(5, dtype=torch.int64)},

@@ -1,7 +1,9 @@
 """Attention primitives that observe, edit, sparsify and replace the softmax map."""
 
 from attn.core_kernels.edit.probabilities import edit_map, mix_values, remap_columns, scale_keys, swap_map
+from attn.core_kernels.edit.scores import boost_keys, decay_outside_window
 from attn.core_kernels.implementations import IMPLEMENTATIONS, Serves, capability_table
+from attn.core_kernels.models import KeyMass, RowEntropy, RowLse, probe
 from attn.core_kernels.observe.mimicry_cross_entropy import MimicryRows, mimicry_cross_entropy
 from attn.core_kernels.observe.softmax_map import (
     KeyMoments,
@@ -25,15 +27,20 @@ __all__ = [
     "IMPLEMENTATIONS",
     "BlockLayout",
     "Density",
+    "KeyMass",
     "KeyMoments",
     "LinearState",
     "MimicryRows",
+    "RowEntropy",
+    "RowLse",
     "RowStats",
     "Serves",
     "TileStats",
     "attention_with_lse",
     "block_sparse_attention",
+    "boost_keys",
     "capability_table",
+    "decay_outside_window",
     "edit_map",
     "key_mass",
     "key_moments",
@@ -44,6 +51,7 @@ __all__ = [
     "mean_map",
     "mimicry_cross_entropy",
     "mix_values",
+    "probe",
     "remap_columns",
     "row_stats",
     "scale_keys",

@@ -6,15 +6,15 @@ Triton implementation is imported in the branch that calls it. Implementations o
 
 import functools
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-Impl = Literal["auto", "reference", "torch", "triton"]
+Impl = Literal["auto", "reference", "torch", "triton", "flex"]
 
-AUTO_ORDER = ("triton", "torch")
+AUTO_ORDER = ("flex", "triton", "torch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,53 +36,65 @@ class Serves:
 
 TRITON = Serves(devices=("cuda",), dtypes=(torch.float32, torch.bfloat16, torch.float16), max_head_dim=256)
 
-_FORWARD_ONLY = {"reference": Serves(), "torch": Serves(gradient=False)}
+FLEX = TRITON  # FlexAttention compiles to Triton
+
+_DIFFERENTIABLE = {"reference": Serves(), "torch": Serves(), "triton": TRITON}
+_FORWARD_ONLY = {
+    "reference": Serves(),
+    "torch": Serves(gradient=False),
+    "triton": replace(TRITON, gradient=False),
+}
 
 IMPLEMENTATIONS: dict[str, dict[str, Serves]] = {
-    "attention_with_lse": {"reference": Serves(), "torch": Serves()},
+    "attention_with_lse": _DIFFERENTIABLE,
     "key_mass": _FORWARD_ONLY,
     "key_moments": _FORWARD_ONLY,
     "suffix_key_mass": _FORWARD_ONLY,
     "row_stats": _FORWARD_ONLY,
-    "submap": {"reference": Serves(), "torch": Serves()},
+    "submap": _DIFFERENTIABLE,
     "tile_stats": _FORWARD_ONLY,
     "mass_by_distance": _FORWARD_ONLY,
     "logit_by_distance": _FORWARD_ONLY,
     "block_sparse_attention": {"reference": Serves(), "torch": Serves()},
-    "windowed_attention": {"reference": Serves(), "torch": Serves()},
-    "linear_attention": {"reference": Serves(), "torch": Serves()},
+    "windowed_attention": _DIFFERENTIABLE,
+    "linear_attention": {"reference": Serves(), "torch": Serves(), "triton": replace(TRITON, max_head_dim=None)},
     "mimicry_cross_entropy": {"reference": Serves(), "torch": Serves()},
     "mix_values": {"reference": Serves(), "torch": Serves()},
     "scale_keys": {"reference": Serves(), "torch": Serves()},
     "swap_map": {"reference": Serves(), "torch": Serves()},
     "remap_columns": {"reference": Serves(), "torch": Serves()},
+    "decay_outside_window": {"reference": Serves(), "torch": Serves(), "flex": FLEX},
+    "boost_keys": {"reference": Serves(), "torch": Serves(), "flex": FLEX},
 }
 
 
 def choose_implementation(operator: str, impl: str, *tensors: Tensor) -> str:
     """The name of the implementation that computes this call of an operator.
 
-    ``"auto"`` takes Triton on CUDA devices and the blockwise PyTorch form elsewhere, each if it serves the call; it
-    never takes the reference. Any other name is taken at its word.
+    ``"auto"`` takes FlexAttention or else Triton on CUDA devices and the PyTorch form elsewhere, each if it serves the
+    call; it never takes the reference. Any other name is taken at its word.
 
     Args:
         operator: a key of `IMPLEMENTATIONS`.
-        impl: ``"auto"``, ``"reference"``, ``"torch"`` or ``"triton"``.
+        impl: ``"auto"``, ``"reference"``, ``"torch"``, ``"triton"`` or ``"flex"``.
         tensors: the floating-point arguments of the call; their device, dtype, last axis and need of a gradient decide.
 
     Raises:
-        ValueError: if ``impl`` is none of the four names.
+        ValueError: if ``impl`` is none of the five names.
         NotImplementedError: if the named implementation, or with ``"auto"`` every one, does not serve the call.
     """
-    if impl not in ("auto", "reference", "torch", "triton"):
-        raise ValueError(f"impl must be 'auto', 'reference', 'torch' or 'triton', got {impl!r}")
+    if impl not in ("auto", "reference", "torch", "triton", "flex"):
+        raise ValueError(f"impl must be 'auto', 'reference', 'torch', 'triton' or 'flex', got {impl!r}")
     table = IMPLEMENTATIONS[operator]
     serving = [name for name in (*AUTO_ORDER, "reference") if name in table and not _refusal(table[name], tensors)]
     if impl == "auto" and serving and serving[0] != "reference":
         return serving[0]
     if impl in table:
         # The interpreter runs Triton kernels on any device: a test may ask for it by name, `auto` never takes it.
-        refusal = _refusal(table[impl], tensors, any_device=impl == "triton" and _triton_interprets())
+        # So does FlexAttention, in a dense form that has no gradient.
+        dense = impl == "flex" and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+        any_device = dense or (impl == "triton" and _triton_interprets())
+        refusal = _refusal(table[impl], tensors, any_device=any_device)
         if not refusal:
             return impl
     else:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from attn.core_kernels.sparsify import BlockLayout
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
     from matplotlib.lines import Line2D
 
-__all__ = ["draw_layer_curve", "draw_map", "draw_overlay"]
+__all__ = ["draw_block_layout", "draw_layer_curve", "draw_map", "draw_overlay"]
 
 
 def draw_map(
@@ -119,8 +121,39 @@ def draw_layer_curve(axes: "Axes", by_layer: Mapping[int, Tensor], *, label: str
     places = [layer for layer, x in zip(layers, values, strict=True) for _ in x]
     axes.scatter(places, torch.cat(values).tolist(), s=8, alpha=0.5, color=curve.get_color(), linewidths=0)
     axes.set_xlabel("layer")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     return curve
+
+
+def draw_block_layout(axes: "Axes", layout: BlockLayout, *, head: int = 0, batch: int = 0) -> "AxesImage":
+    """The blocks that one head of a layout keeps, whole or in part, on axes of tokens.
+
+    Args:
+        axes: where to draw.
+        layout: the layout.
+        head: head of the layout.
+        batch: batch row of the layout.
+
+    Raises:
+        TypeError: if the layout is none.
+        ValueError: if it has no such head or batch row.
+    """
+    if not isinstance(layout, BlockLayout):
+        raise TypeError(f"layout must be a BlockLayout, got {type(layout).__name__}")
+    for name, index, count in (("head", head, layout.heads), ("batch", batch, layout.batch)):
+        if not 0 <= index < count:
+            raise ValueError(f"{name} must lie in [0, {count}), got {index}")
+    kept = layout.to_dense_blocks(head, batch).cpu()
+    height, width = (blocks * size for blocks, size in zip(kept.shape, layout.block_size, strict=True))
+    image = axes.imshow(
+        kept.float().numpy(), cmap="Blues", vmin=0, vmax=1.4, extent=(0, width, height, 0), interpolation="nearest"
+    )
+    axes.set_xlim(0, layout.num_keys)
+    axes.set_ylim(layout.num_queries, 0)
+    axes.grid(visible=False)
+    axes.set_xlabel("key")
+    axes.set_ylabel("query")
+    return image
 
 
 def _checked_matrix(name: str, matrix: Tensor) -> Tensor:

@@ -193,7 +193,7 @@ class BlockLayout:
         grid = _Grid(num_queries, num_keys, size, batch, heads, block_mask.kv_num_blocks.device)
         partial = _spread(block_mask.kv_num_blocks, block_mask.kv_indices, grid)
         whole = torch.zeros_like(partial)
-        if block_mask.full_kv_num_blocks is not None:
+        if block_mask.full_kv_num_blocks is not None and block_mask.full_kv_indices is not None:
             whole = _spread(block_mask.full_kv_num_blocks, block_mask.full_kv_indices, grid)
         # FlexAttention counts queries from 0 whatever the number of keys.
         of_rule = _evaluate(block_mask.mask_mod, grid, partial & ~whole, offset=0)
@@ -206,10 +206,7 @@ class BlockLayout:
         from torch.nn.attention.flex_attention import BlockMask
 
         grid, tiles, (rows, columns) = self._tile_grid(), self.tiles, self.block_size
-        lists = []
-        for member in (grid >= 0, grid == -1):
-            order = member.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
-            lists += [member.sum(-1, dtype=torch.int32), order.to(torch.int32)]
+        partial, whole = _flex_lists(grid >= 0), _flex_lists(grid == -1)
         if not len(tiles):
             tiles = tiles.new_zeros(1, rows, columns)
         several_rows, several_heads = self.batch > 1, self.heads > 1
@@ -220,7 +217,7 @@ class BlockLayout:
             return (tile == -1) | ((tile >= 0) & tiles[tile.clamp(min=0), query % rows, key % columns])
 
         return BlockMask.from_kv_blocks(
-            *lists, BLOCK_SIZE=self.block_size, mask_mod=mask_mod, seq_lengths=(self.num_queries, self.num_keys)
+            *partial, *whole, self.block_size, mask_mod, seq_lengths=(self.num_queries, self.num_keys)
         )
 
     @property
@@ -396,7 +393,9 @@ def _table(lists: Tensor, blocks: Tensor, tiles: Tensor, length: int) -> BlockTa
 def _evaluate(rule: MaskRule, grid: _Grid, candidates: Tensor, *, offset: int) -> BlockLayout:
     """The layout of a rule that holds in the candidate blocks alone, bool ``[all blocks]``."""
     query_blocks, key_blocks = grid.num_blocks
-    kept, tile_of, tiles = [], [], []
+    kept: list[Tensor] = []
+    tile_of: list[Tensor] = []
+    tiles: list[Tensor] = []
     for entries in _runs(candidates, grid):
         query_block, key_block = entries // key_blocks % query_blocks, entries % key_blocks
         head, batch = (
@@ -416,7 +415,7 @@ def _evaluate(rule: MaskRule, grid: _Grid, candidates: Tensor, *, offset: int) -
         partial = (attended != inside).flatten(1).any(1)
         tile = torch.full_like(entries, -1)
         distinct, tile[partial] = _distinct(attended[partial])
-        tile[partial] += sum(map(len, tiles))
+        tile[partial] += sum(len(x) for x in tiles)
         kept.append(entries)
         tile_of.append(tile)
         tiles.append(distinct)
@@ -443,6 +442,12 @@ def _distinct(tiles: Tensor) -> tuple[Tensor, Tensor]:
     first = torch.full((int(number.max()) + 1,), len(tiles), device=tiles.device)
     first.scatter_reduce_(0, number, torch.arange(len(tiles), device=tiles.device), "amin")
     return tiles[first], number
+
+
+def _flex_lists(member: Tensor) -> tuple[Tensor, Tensor]:
+    """FlexAttention's lists of bool ``[batch, heads, query_blocks, key_blocks]``: how many, and which first."""
+    order = member.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+    return member.sum(-1, dtype=torch.int32), order.to(torch.int32)
 
 
 def _spread(counts: Tensor, indices: Tensor, grid: _Grid) -> Tensor:
@@ -501,4 +506,4 @@ def _grid_of(
             f"queries and {num_keys} keys in blocks of {size}, got {list(blocks.shape)}"
         )
     blocks = blocks[(None,) * (4 - blocks.ndim)]
-    return _Grid(num_queries, num_keys, size, *blocks.shape[:2], blocks.device), blocks
+    return _Grid(num_queries, num_keys, size, blocks.shape[0], blocks.shape[1], blocks.device), blocks

@@ -18,44 +18,9 @@ from torchmetrics.functional.text import rouge_score
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from attn.shared_eval.metrics import NatsPerToken, TokenPerplexity
+
 IGNORED = -100
-
-
-class NatsPerToken(Metric):
-    """Mean negative log-likelihood of the predicted tokens, in nats: a sum over tokens, in float64, by their number.
-
-    A token's likelihood may be as small as it likes; torchmetrics' `Perplexity` is infinite when one underflows.
-    """
-
-    full_state_update = False
-    higher_is_better = False
-    nats: Tensor
-    tokens: Tensor
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.add_state("nats", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Take in logits ``[batch, tokens, vocabulary]`` and the labels ``[batch, tokens]`` that they predict."""
-        log_likelihood = logits.float().log_softmax(dim=-1)
-        kept = labels != IGNORED
-        chosen = log_likelihood.gather(-1, labels.where(kept, 0).unsqueeze(-1)).squeeze(-1)
-        self.nats -= chosen[kept].sum(dtype=torch.float64)
-        self.tokens += kept.sum()
-
-    def compute(self) -> Tensor:
-        """Nats per token; NaN without tokens."""
-        return self.nats / self.tokens
-
-
-class TokenPerplexity(NatsPerToken):
-    """The exponential of `NatsPerToken`."""
-
-    def compute(self) -> Tensor:
-        """Perplexity per token; NaN without tokens."""
-        return super().compute().exp()
 
 
 class TaskMetrics(MetricCollection):

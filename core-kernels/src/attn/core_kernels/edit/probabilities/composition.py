@@ -117,7 +117,7 @@ def _scale_keys(attention: Attention, keys: Tensor, beta: float) -> Tensor:
     both = has_others & has_chosen
     mass = torch.sigmoid(torch.where(both, chosen_lse, 0) - torch.where(both, others_lse, 0))
     # A row that sees chosen keys alone has nowhere to put what they would lose.
-    share = torch.where(both, beta * mass, has_chosen & ~has_others)[..., None]
+    share = torch.where(both, beta * mass, has_chosen)[..., None]
     out = share * of_chosen + (1 - share) * of_others
     return out.view(attention.out_shape).to(attention.query.dtype)
 

@@ -10,7 +10,7 @@ serve the call, as `capability_table` says.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -60,9 +60,10 @@ def attention_with_lse(
     scale, visibility, key = _rule(query, key, causal, window, key_mask, scale)
     if key_mask is not None:
         value = value.masked_fill(~key_mask[:, None, :, None], 0)
-    if choose_implementation("attention_with_lse", impl, query, key, value) == "reference":
+    chosen = choose_implementation("attention_with_lse", impl, query, key, value)
+    if chosen == "reference":
         return reference.attention_with_lse(query, key, value, scale, visibility)
-    return blockwise.attention_with_lse(query, key, value, scale, *visibility.as_arguments())
+    return _registered(chosen).attention_with_lse(query, key, value, scale, *visibility.as_arguments())
 
 
 def key_mass(
@@ -157,10 +158,13 @@ def suffix_key_mass(
     check_size("block_size", block_size)
     mean_heads = _mean_heads(reduce)
     lse = _checked_lse(lse, query)
-    if choose_implementation("suffix_key_mass", impl, query, key) == "reference":
+    chosen = choose_implementation("suffix_key_mass", impl, query, key)
+    if chosen == "reference":
         mass = reference.suffix_key_mass(query, key, block_size, scale, visibility)
         return mass.mean(1) if mean_heads else mass
-    return blockwise.suffix_key_mass(query, key, block_size, mean_heads, lse, scale, *visibility.as_arguments())
+    return _registered(chosen).suffix_key_mass(
+        query, key, block_size, mean_heads, lse, scale, *visibility.as_arguments()
+    )
 
 
 def row_stats(
@@ -185,10 +189,11 @@ def row_stats(
     scale, visibility, key = _checked(query, key, causal, window, key_mask, scale)
     start, stop = _checked_span(span, key.shape[2])
     visibility, key = visibility.select_span(start, stop), key[:, :, start:stop]
-    if choose_implementation("row_stats", impl, query, key) == "reference":
+    chosen = choose_implementation("row_stats", impl, query, key)
+    if chosen == "reference":
         stats = reference.row_stats(query, key, scale, visibility)
     else:
-        stats = RowStats(*blockwise.row_stats(query, key, scale, *visibility.as_arguments()))
+        stats = RowStats(*_registered(chosen).row_stats(query, key, scale, *visibility.as_arguments()))
     return stats._replace(argmax=torch.where(stats.argmax < 0, -1, stats.argmax + start))
 
 
@@ -224,9 +229,10 @@ def submap(
     if rows is not None:
         visibility = visibility.select_rows(rows)
         query = query.gather(2, rows[:, None, :, None].expand(*query.shape[:2], -1, query.shape[3]))
-    if choose_implementation("submap", impl, query, key) == "reference":
+    chosen = choose_implementation("submap", impl, query, key)
+    if chosen == "reference":
         return reference.submap(query, key, columns, mean_heads, scale, visibility)
-    return blockwise.submap(query, key, columns, mean_heads, scale, *visibility.as_arguments())[0]
+    return _registered(chosen).submap(query, key, columns, mean_heads, scale, *visibility.as_arguments())[0]
 
 
 def mean_map(
@@ -293,9 +299,12 @@ def tile_stats(
     if not 0 <= eps <= 1:
         raise ValueError(f"eps must lie in [0, 1], got {eps}")
     lse = _checked_lse(lse, query)
-    if choose_implementation("tile_stats", impl, query, key) == "reference":
+    chosen = choose_implementation("tile_stats", impl, query, key)
+    if chosen == "reference":
         return reference.tile_stats(query, key, block, eps, scale, visibility)
-    return TileStats(*blockwise.tile_stats(query, key, *block, float(eps), lse, scale, *visibility.as_arguments()))
+    return TileStats(
+        *_registered(chosen).tile_stats(query, key, *block, float(eps), lse, scale, *visibility.as_arguments())
+    )
 
 
 def mass_by_distance(
@@ -329,9 +338,10 @@ def mass_by_distance(
     scale, visibility, key = _checked(query, key, causal, window, key_mask, scale)
     edges, both = _checked_edges(edges), _checked_places(places, query, key)
     lse = _checked_lse(lse, query)
-    if choose_implementation("mass_by_distance", impl, query, key) == "reference":
+    chosen = choose_implementation("mass_by_distance", impl, query, key)
+    if chosen == "reference":
         return reference.mass_by_distance(query, key, both, edges, scale, visibility)
-    return blockwise.mass_by_distance(query, key, *both, edges, lse, scale, *visibility.as_arguments())
+    return _registered(chosen).mass_by_distance(query, key, *both, edges, lse, scale, *visibility.as_arguments())
 
 
 def logit_by_distance(
@@ -359,9 +369,10 @@ def logit_by_distance(
     """
     scale, visibility, key = _checked(query, key, causal, window, key_mask, scale)
     edges, both = _checked_edges(edges), _checked_places(places, query, key)
-    if choose_implementation("logit_by_distance", impl, query, key) == "reference":
+    chosen = choose_implementation("logit_by_distance", impl, query, key)
+    if chosen == "reference":
         return reference.logit_by_distance(query, key, both, edges, scale, visibility)
-    return blockwise.logit_by_distance(query, key, *both, edges, scale, *visibility.as_arguments())
+    return _registered(chosen).logit_by_distance(query, key, *both, edges, scale, *visibility.as_arguments())
 
 
 def _key_moments(
@@ -379,9 +390,19 @@ def _key_moments(
 ) -> tuple[Tensor, Tensor]:
     scale, visibility, key = _checked(query, key, causal, window, key_mask, scale)
     lse = _checked_lse(lse, query)
-    if choose_implementation(operator, impl, query, key, weights) == "reference":
+    chosen = choose_implementation(operator, impl, query, key, weights[..., :1])  # their last axis is no head_dim
+    if chosen == "reference":
         return reference.key_moments(query, key, weights, scale, visibility)
-    return blockwise.key_moments(query, key, weights, lse, squares, scale, *visibility.as_arguments())
+    return _registered(chosen).key_moments(query, key, weights, lse, squares, scale, *visibility.as_arguments())
+
+
+def _registered(chosen: str) -> Any:
+    """The module whose registered operators compute."""
+    if chosen == "triton":
+        from attn.core_kernels.observe.softmax_map import launch
+
+        return launch
+    return blockwise
 
 
 def _checked(

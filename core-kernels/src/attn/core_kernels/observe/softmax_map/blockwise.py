@@ -4,14 +4,13 @@ Each is a registered operator: opaque to ``torch.compile``, and computed in floa
 too. The last arguments of all are the scale and what `Visibility.as_arguments` gives.
 """
 
-import functools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from attn.core_kernels.observe.softmax_map.registration import differentiate_attention, differentiate_submap, register
 from attn.core_kernels.observe.softmax_map.tiles import (
     LogitGradients,
     LogitTiles,
@@ -23,17 +22,6 @@ from attn.core_kernels.observe.softmax_map.tiles import (
     split_heads,
 )
 from attn.core_kernels.visibility import Visibility
-
-
-def _operator(function: Callable[..., Any]) -> Any:
-    """Register ``attn::observe_<name>``; autocast is off inside, for it would round the logits."""
-
-    @functools.wraps(function)
-    def without_autocast(*args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(args[0].device.type, enabled=False):
-            return function(*args, **kwargs)
-
-    return torch.library.custom_op(f"attn::observe_{function.__name__}", without_autocast, mutates_args=())
 
 
 def _visibility(
@@ -56,10 +44,6 @@ def _visibility(
     )
 
 
-def _precision(query: Tensor) -> torch.dtype:
-    return torch.promote_types(query.dtype, torch.float32)
-
-
 def _merge_lse(lse: Tensor | None, key_heads: int) -> Tensor | None:
     return None if lse is None else merge_heads(lse, key_heads)
 
@@ -71,7 +55,7 @@ def _part(lse: Tensor | None, heads: slice, rows: slice) -> Tensor | None:
 # --- attention_with_lse
 
 
-@_operator
+@register
 def attention_with_lse(
     query: Tensor,
     key: Tensor,
@@ -120,13 +104,7 @@ def _flash_on_cpu(
     return out.contiguous(), lse.contiguous()
 
 
-@attention_with_lse.register_fake
-def _(query, _key, value, *_rest):  # type: ignore[no-untyped-def]
-    out = query.new_empty(*query.shape[:3], value.shape[-1])
-    return out, query.new_empty(query.shape[:3], dtype=_precision(query))
-
-
-@_operator
+@register
 def attention_with_lse_backward(
     grad_out: Tensor,
     grad_lse: Tensor,
@@ -161,31 +139,13 @@ def attention_with_lse_backward(
     return *gradients.finish(query, key), grad_value.unflatten(0, key.shape[:2]).to(key.dtype)
 
 
-@attention_with_lse_backward.register_fake
-def _(_grad_out, _grad_lse, query, key, value, *_rest):  # type: ignore[no-untyped-def]
-    return tuple(x.new_empty(x.shape) for x in (query, key, value))
-
-
-def _save_attention(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    query, key, value, ctx.scale, ctx.offset, ctx.causal, ctx.window, key_mask, positions = inputs
-    ctx.save_for_backward(query, key, value, *output, key_mask, positions)
-
-
-def _differentiate_attention(ctx, grad_out, grad_lse):  # type: ignore[no-untyped-def]
-    *saved, key_mask, positions = ctx.saved_tensors
-    grads = attention_with_lse_backward(
-        grad_out, grad_lse, *saved, ctx.scale, ctx.offset, ctx.causal, ctx.window, key_mask, positions
-    )
-    return *grads, None, None, None, None, None, None
-
-
-attention_with_lse.register_autograd(_differentiate_attention, setup_context=_save_attention)
+differentiate_attention(attention_with_lse, attention_with_lse_backward)
 
 
 # --- what is read off the map
 
 
-@_operator
+@register
 def key_moments(
     query: Tensor,
     key: Tensor,
@@ -218,13 +178,7 @@ def key_moments(
     return split_heads(mass, key.shape[1]), split_heads(square, key.shape[1])
 
 
-@key_moments.register_fake
-def _(query, key, row_weights, _lse, squares, *_rest):  # type: ignore[no-untyped-def]
-    mass = query.new_empty(*query.shape[:2], row_weights.shape[2], key.shape[2], dtype=_precision(query))
-    return mass, mass.new_empty(query.shape[0] if squares else 0, *mass.shape[1:])
-
-
-@_operator
+@register
 def suffix_key_mass(
     query: Tensor,
     key: Tensor,
@@ -276,13 +230,7 @@ def _accumulate(total: Tensor, part: Tensor, heads: slice, key_heads: int, rows:
         total[head // key_heads, rows, keys] += summed[head - heads.start]
 
 
-@suffix_key_mass.register_fake
-def _(query, key, block_size, mean_heads, *_rest):  # type: ignore[no-untyped-def]
-    lead = query.shape[:1] if mean_heads else query.shape[:2]
-    return query.new_empty(*lead, -(-query.shape[2] // block_size), key.shape[2], dtype=_precision(query))
-
-
-@_operator
+@register
 def row_stats(
     query: Tensor,
     key: Tensor,
@@ -313,13 +261,7 @@ def row_stats(
     return lse, highest, argmax, entropy
 
 
-@row_stats.register_fake
-def _(query, _key, *_rest):  # type: ignore[no-untyped-def]
-    row = query.new_empty(query.shape[:3], dtype=_precision(query))
-    return row, torch.empty_like(row), torch.empty_like(row, dtype=torch.int64), torch.empty_like(row)
-
-
-@_operator
+@register
 def tile_stats(
     query: Tensor,
     key: Tensor,
@@ -370,14 +312,6 @@ def _rows_by_block(rows: slice, block_size: int) -> Iterator[tuple[int, slice]]:
         yield block, slice(start - rows.start, stop - rows.start)
 
 
-@tile_stats.register_fake
-def _(query, key, tile_rows, tile_keys, *_rest):  # type: ignore[no-untyped-def]
-    shape = *query.shape[:2], -(-query.shape[2] // tile_rows), -(-key.shape[2] // tile_keys)
-    total = query.new_empty(shape, dtype=_precision(query))
-    counts = (torch.empty_like(total, dtype=torch.int64) for _ in range(2))
-    return total, torch.empty_like(total), *counts
-
-
 # --- distances
 
 
@@ -409,7 +343,7 @@ class _Bands:
         return sums.scatter_add_(-1, self.of(rows, keys).expand_as(entries), entries)[..., :-1]
 
 
-@_operator
+@register
 def mass_by_distance(
     query: Tensor,
     key: Tensor,
@@ -436,12 +370,7 @@ def mass_by_distance(
     return split_heads(mass, key.shape[1])
 
 
-@mass_by_distance.register_fake
-def _(query, _key, _query_places, _key_places, edges, *_rest):  # type: ignore[no-untyped-def]
-    return query.new_empty(*query.shape[:3], len(edges), dtype=_precision(query))
-
-
-@_operator
+@register
 def logit_by_distance(
     query: Tensor,
     key: Tensor,
@@ -471,15 +400,10 @@ def logit_by_distance(
     return (split_heads(total, key.shape[1]) / pairs).to(tiles.precision)
 
 
-@logit_by_distance.register_fake
-def _(query, _key, _query_places, _key_places, edges, *_rest):  # type: ignore[no-untyped-def]
-    return query.new_empty(*query.shape[:2], len(edges), dtype=_precision(query))
-
-
 # --- submap
 
 
-@_operator
+@register
 def submap(
     query: Tensor,
     key: Tensor,
@@ -524,15 +448,7 @@ def _column_index(columns: Tensor, tile: Tile, key_heads: int) -> tuple[Tensor, 
     return index.clamp(0, tile.logits.shape[3] - 1), inside
 
 
-@submap.register_fake
-def _(query, key, columns, mean_heads, *_rest):  # type: ignore[no-untyped-def]
-    lead = query.shape[:1] if mean_heads else query.shape[:2]
-    width = key.shape[2] if columns is None else columns.shape[1]
-    lse = query.new_empty(query.shape[:3], dtype=_precision(query))
-    return lse.new_empty(*lead, query.shape[2], width), lse
-
-
-@_operator
+@register
 def submap_backward(
     grad: Tensor,
     query: Tensor,
@@ -573,21 +489,4 @@ def submap_backward(
     return gradients.finish(query, key)
 
 
-@submap_backward.register_fake
-def _(_grad, query, key, *_rest):  # type: ignore[no-untyped-def]
-    return query.new_empty(query.shape), key.new_empty(key.shape)
-
-
-def _save_submap(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    query, key, columns, ctx.mean_heads, ctx.scale, ctx.offset, ctx.causal, ctx.window, key_mask, positions = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(query, key, columns, output[1], key_mask, positions)
-
-
-def _differentiate_submap(ctx, grad, _grad_lse):  # type: ignore[no-untyped-def]
-    *saved, key_mask, positions = ctx.saved_tensors
-    rule = ctx.scale, ctx.offset, ctx.causal, ctx.window, key_mask, positions
-    return *submap_backward(grad, *saved, ctx.mean_heads, *rule), *[None] * 8
-
-
-submap.register_autograd(_differentiate_submap, setup_context=_save_submap)
+differentiate_submap(submap, submap_backward)

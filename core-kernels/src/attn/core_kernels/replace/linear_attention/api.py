@@ -1,12 +1,14 @@
 """The public functions of linear attention: check, choose, call."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from attn.core_kernels import checks
 from attn.core_kernels.heads import repeat_heads
 from attn.core_kernels.implementations import Impl, choose_implementation
-from attn.core_kernels.replace.linear_attention.state import LinearState, check_rates
+from attn.core_kernels.replace.linear_attention.state import LinearState, check_rates, precision_of_sums, zero_state
 
 
 def linear_attention(
@@ -74,7 +76,7 @@ def linear_attention(
     checks.check_key_mask(key_mask, key)
     _check_offsets(offsets, query)
     sequences = query.shape[0] if offsets is None else offsets.shape[0] - 1
-    state = _checked_state(state, query, value, sequences)
+    _check_state(state, query, value, sequences)
     checks.check_size("chunk_size", chunk_size)
     chosen = choose_implementation("linear_attention", impl, query, key, value)
 
@@ -84,20 +86,25 @@ def linear_attention(
         query, key, value = (x.masked_fill(hidden, 0) for x in (query, key, value))
         age = key_mask.cumsum(dim=1) if decay is not None else None
     with torch.autocast(query.device.type, enabled=False):
-        if chosen == "reference":
-            from attn.core_kernels.replace.linear_attention import reference
-
-            sums, weights, after = reference.weighted_sums(
-                query, key, value, state, decay=decay, age=age, offsets=offsets, causal=causal
-            )
-        else:
+        arguments: dict[str, Any] = {
+            "decay": decay, "age": age, "offsets": offsets, "causal": causal, "normalize": normalize, "eps": eps,
+        }  # fmt: skip
+        if chosen == "torch":
             from attn.core_kernels.replace.linear_attention import chunked
 
-            sums, weights, after = chunked.weighted_sums(
-                query, key, value, state, decay=decay, age=age, offsets=offsets, causal=causal, chunk_size=chunk_size
-            )
-        out = (sums / (weights + eps).unsqueeze(-1) if normalize else sums).to(value.dtype)
-    return (out, after) if return_state else out
+            arguments |= {"return_state": return_state, "chunk_size": chunk_size}
+            out, after = chunked.attend(query, key, value, state, **arguments)
+        else:
+            before = zero_state(query, value, sequences) if state is None else state
+            if chosen == "reference":
+                from attn.core_kernels.replace.linear_attention import reference
+
+                out, after = reference.attend(query, key, value, before, **arguments)
+            else:
+                from attn.core_kernels.replace.linear_attention import launch
+
+                out, after = launch.attend(query, key, value, before, chunk_size=chunk_size, **arguments)
+    return out if after is None or not return_state else (out, after)
 
 
 def linear_attention_step(
@@ -134,7 +141,8 @@ def linear_attention_step(
     checks.check_value(value, key, any_dtype=True)
     _check_decay(decay, query)
     checks.check_positive("eps", eps)
-    state = _checked_state(state, query, value, query.shape[0])
+    _check_state(state, query, value, query.shape[0])
+    state = zero_state(query, value, query.shape[0]) if state is None else state
     if not torch.compiler.is_compiling():  # a compiled step cannot branch on values
         check_rates(decay)
 
@@ -179,15 +187,11 @@ def _check_offsets(offsets: Tensor | None, query: Tensor) -> None:
         raise ValueError(f"query must have batch size 1 with offsets, got {query.shape[0]}")
 
 
-def _checked_state(state: LinearState | None, query: Tensor, value: Tensor, sequences: int) -> LinearState:
-    """The given state, or zeros, in the precision of the sums."""
-    precision = torch.promote_types(torch.promote_types(query.dtype, value.dtype), torch.float32)
-    lead = (sequences, query.shape[1], query.shape[3])
+def _check_state(state: LinearState | None, query: Tensor, value: Tensor, sequences: int) -> None:
     if state is None:
-        return LinearState(
-            torch.zeros(*lead, value.shape[3], dtype=precision, device=query.device),
-            torch.zeros(lead, dtype=precision, device=query.device),
-        )
+        return
+    precision = precision_of_sums(query, value)
+    lead = (sequences, query.shape[1], query.shape[3])
     if not isinstance(state, LinearState):
         raise TypeError(f"state must be a LinearState, got {type(state).__name__}")
     for name, tensor, shape in (
@@ -200,4 +204,3 @@ def _checked_state(state: LinearState | None, query: Tensor, value: Tensor, sequ
             raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
         if tensor.device != query.device:
             raise ValueError(f"{name} must be on query's device {query.device}, got {tensor.device}")
-    return state

@@ -1,7 +1,8 @@
 """Linear attention chunk by chunk: past chunks enter through a state, so memory grows with tokens alone.
 
-The backward recomputes the states in a sweep forward and carries their gradient in a sweep backward (section 3.3 and
-appendix C of Lightning Attention, Qin et al., 2024), so that nothing but the arguments is stored.
+The backward makes the states before all chunks again and carries their gradient from the last chunk to the first
+(section 3.3 and appendix C of Lightning Attention, Qin et al., 2024), so that nothing but the arguments is kept between
+the two. A state of zeros is None and costs nothing: tokens that fit into one chunk are computed without any.
 """
 
 from collections.abc import Iterator
@@ -11,37 +12,52 @@ import torch
 from torch import Tensor
 
 from attn.core_kernels.heads import repeat_heads, sum_groups
-from attn.core_kernels.replace.linear_attention.state import LinearState, check_rates, extended, sequence_spans
+from attn.core_kernels.replace.linear_attention.state import (
+    LinearState,
+    check_rates,
+    divided,
+    extended,
+    precision_of_sums,
+    sequence_spans,
+)
 
 
-def weighted_sums(
+def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    state: LinearState,
+    state: LinearState | None,
     *,
     decay: Tensor | None,
     age: Tensor | None,
     offsets: Tensor | None,
     causal: bool,
+    normalize: bool,
+    eps: float,
+    return_state: bool,
     chunk_size: int,
-) -> tuple[Tensor, Tensor, LinearState]:
-    """Weighted sums of values, the weights' own sums and the state after the last token.
+) -> tuple[Tensor, LinearState | None]:
+    """The output and, if asked for, the state after the last token.
 
     Args:
         query: ``[batch, heads, tokens, features]``.
         key: ``[batch, key_heads, tokens, features]``.
         value: ``[batch, key_heads, tokens, value_dim]``.
-        state: sums over earlier tokens.
+        state: sums over earlier tokens; None for zeros.
         decay: ``[heads]`` rates, or None.
         age: ``[batch, tokens]``, how many visible tokens there are up to and including each; None if all are.
         offsets: ``[sequences + 1]`` bounds of packed sequences, or None.
         causal: whether a token sees itself and earlier ones only.
+        normalize: whether to divide by the sum of the weights.
+        eps: added to that sum.
+        return_state: whether the state after the last token is asked for.
         chunk_size: tokens whose weights are computed at once.
     """
-    value = extended(value, torch.ones_like(value[..., 0]))
-    total, after = chunked_sums(query, key, value, extended(*state), decay, age, offsets, causal, chunk_size)
-    return total[..., :-1], total[..., -1], LinearState(after[..., :-1], after[..., -1])
+    dtype, value = value.dtype, extended(value, torch.ones_like(value[..., 0]))
+    past = None if state is None else extended(*state)
+    total, after = chunked_sums(query, key, value, past, decay, age, offsets, causal, return_state, chunk_size)
+    out = divided(total[..., :-1], total[..., -1], normalize, eps)
+    return out.to(dtype), LinearState(after[..., :-1], after[..., -1]) if return_state else None
 
 
 @torch.library.custom_op("attn::linear_attention_chunked", mutates_args=())
@@ -49,28 +65,38 @@ def chunked_sums(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    state: Tensor,
+    state: Tensor | None,
     decay: Tensor | None,
     age: Tensor | None,
     offsets: Tensor | None,
     causal: bool,
+    return_state: bool,
     chunk_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """Sums ``[batch, heads, tokens, value_dim]`` and the state after the last token, both in the state's dtype."""
+    """Sums ``[batch, heads, tokens, value_dim]`` and the state after the last token, empty if not asked for.
+
+    States, before or after, need ``causal``.
+    """
     check_rates(decay)
-    total = state.new_empty(*query.shape[:3], value.shape[3])
-    after = state.clone()
+    total, after = _new_sums(query, value, offsets, return_state)
     with torch.autocast(query.device.type, enabled=False):
         for row, (start, stop) in enumerate(sequence_spans(offsets, query.shape[2])):
-            chunks = _Chunks(decay, age, start, stop, chunk_size, query.shape[1], state)
-            past = after if offsets is None else after[row : row + 1]
-            if causal:
-                _causal_forward(chunks, query, key, value, past, total)
-            else:
-                for span in chunks:
-                    past += chunks.read(key, span).mT @ chunks.read(value, span)
-                for span in chunks:
-                    total[:, :, span] = chunks.read(query, span) @ past
+            chunks = _Chunks(decay, age, start, stop, chunk_size, query.shape[1], total)
+            rows = slice(None) if offsets is None else slice(row, row + 1)
+            past = None if state is None else state[rows]
+            if not causal:
+                whole = chunks.outer_sum(key, value)
+                for span in chunks.spans:
+                    total[:, :, span] = chunks.read(query, span) @ whole
+                continue
+            states = chunks.states(key, value, past)
+            for span, past in zip(chunks.spans, states, strict=False):
+                q, k, v = (chunks.read(x, span) for x in (query, key, value))
+                within, from_past, _, _ = chunks.fading(span)
+                total[:, :, span] = _plus((q @ k.mT).mul_(within) @ v, _times(q, from_past), past)
+            if return_state:
+                last = next(states)
+                after[rows] = 0 if last is None else last
     return total, after
 
 
@@ -81,107 +107,97 @@ def chunked_sums_backward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    state: Tensor,
+    state: Tensor | None,
     decay: Tensor | None,
     age: Tensor | None,
     offsets: Tensor | None,
     causal: bool,
+    return_state: bool,
     chunk_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value and state."""
-    grad_query, grad_key, grad_value = (_contiguous_like(x) for x in (query, key, value))
-    grad_state = grad_after.clone(memory_format=torch.contiguous_format)
+    """Gradients of query, key, value and state, the last empty without a state."""
+    grad_query, grad_key, grad_value, grad_state = _new_gradients(query, key, value, state, grad_total)
     with torch.autocast(query.device.type, enabled=False):
         for row, (start, stop) in enumerate(sequence_spans(offsets, query.shape[2])):
-            chunks = _Chunks(decay, age, start, stop, chunk_size, query.shape[1], state)
+            chunks = _Chunks(decay, age, start, stop, chunk_size, query.shape[1], grad_total)
             rows = slice(None) if offsets is None else slice(row, row + 1)
-            sweep = _causal_backward if causal else _bidirectional_backward
-            past, future = state[rows].clone(), grad_state[rows]
-            sweep(chunks, query, key, value, past, grad_total, grad_query, grad_key, grad_value, future)
+            if not causal:
+                whole, grad_whole = chunks.outer_sum(key, value), chunks.outer_sum(query, grad_total)
+                for span in chunks.spans:
+                    k, v, grad = (chunks.read(x, span) for x in (key, value, grad_total))
+                    grad_query[:, :, span] = grad @ whole.mT
+                    grad_key[:, :, span] = sum_groups(v @ grad_whole.mT, key.shape[1])
+                    grad_value[:, :, span] = sum_groups(k @ grad_whole, key.shape[1])
+                continue
+            future = grad_after[rows] if return_state else None
+            states = list(zip(chunks.spans, chunks.states(key, value, None if state is None else state[rows])))  # noqa: B905
+            for span, past in reversed(states):
+                q, k, v, grad = (chunks.read(x, span) for x in (query, key, value, grad_total))
+                within, from_past, to_future, kept = chunks.fading(span)
+                weights, grad_weights = (q @ k.mT).mul_(within), (grad @ v.mT).mul_(within)
+                dk = _plus(grad_weights.mT @ q, _times(v, to_future), future, transposed=True)
+                dv = _plus(weights.mT @ grad, _times(k, to_future), future)
+                grad_query[:, :, span] = _plus(grad_weights @ k, _times(grad, from_past), past, transposed=True)
+                grad_key[:, :, span] = sum_groups(dk, key.shape[1])
+                grad_value[:, :, span] = sum_groups(dv, key.shape[1])
+                if span.start > start or state is not None:
+                    future = _carried(future, kept, _times(q, from_past).mT @ grad)
+            if state is not None:
+                grad_state[rows] = 0 if future is None else future
     return grad_query, grad_key, grad_value, grad_state
 
 
 @chunked_sums.register_fake
-def _(query: Tensor, _: Tensor, value: Tensor, state: Tensor, *__: object) -> tuple[Tensor, Tensor]:
-    return state.new_empty(*query.shape[:3], value.shape[3]), torch.empty_like(state)
+def _(
+    query: Tensor,
+    key: Tensor,  # noqa: ARG001
+    value: Tensor,
+    state: Tensor | None,  # noqa: ARG001
+    decay: Tensor | None,  # noqa: ARG001
+    age: Tensor | None,  # noqa: ARG001
+    offsets: Tensor | None,
+    causal: bool,  # noqa: ARG001
+    return_state: bool,
+    chunk_size: int,  # noqa: ARG001
+) -> tuple[Tensor, Tensor]:
+    return _new_sums(query, value, offsets, return_state)
 
 
 @chunked_sums_backward.register_fake
-def _(_: Tensor, grad_after: Tensor, query: Tensor, key: Tensor, value: Tensor, *__: object) -> tuple[Tensor, ...]:
-    return tuple(_contiguous_like(x) for x in (query, key, value, grad_after))
+def _(grad_total: Tensor, _: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
+    query, key, value, state = rows[:4]
+    return _new_gradients(query, key, value, state, grad_total)
 
 
 def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]  # noqa: ARG001
-    *tensors, ctx.causal, ctx.chunk_size = inputs
+    *tensors, ctx.causal, ctx.return_state, ctx.chunk_size = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx, grad_total, grad_after):  # type: ignore[no-untyped-def]
-    grads = chunked_sums_backward(grad_total, grad_after, *ctx.saved_tensors, ctx.causal, ctx.chunk_size)
-    return *grads, None, None, None, None, None
+    options = ctx.causal, ctx.return_state, ctx.chunk_size
+    *grads, grad_state = chunked_sums_backward(grad_total, grad_after, *ctx.saved_tensors, *options)
+    return *grads, None if ctx.saved_tensors[3] is None else grad_state, *(None,) * 6
 
 
 chunked_sums.register_autograd(_backward, setup_context=_save)
 
 
-def _causal_forward(chunks: "_Chunks", query: Tensor, key: Tensor, value: Tensor, past: Tensor, total: Tensor) -> None:
-    """Fill ``total``; ``past`` becomes the state after the last chunk."""
-    for span in chunks:
-        q, k, v = (chunks.read(x, span) for x in (query, key, value))
-        within, from_past, to_future, kept = chunks.fading(span)
-        weights = (q @ k.mT).mul_(within)
-        total[:, :, span] = (weights @ v).add_(_times(q, from_past) @ past)
-        _keep(past, kept).add_(_times(k, to_future).mT @ v)
+def _new_sums(query: Tensor, value: Tensor, offsets: Tensor | None, return_state: bool) -> tuple[Tensor, Tensor]:
+    """Memory for the sums and the state."""
+    (batch, heads, tokens, features), value_dim = query.shape, value.shape[3]
+    sequences = batch if offsets is None else offsets.shape[0] - 1
+    shape = (sequences, heads, features, value_dim) if return_state else (0,)
+    precision = precision_of_sums(query, value)
+    return tuple(value.new_empty(x, dtype=precision) for x in ((batch, heads, tokens, value_dim), shape))  # type: ignore[return-value]
 
 
-def _causal_backward(
-    chunks: "_Chunks",
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    past: Tensor,
-    grad_total: Tensor,
-    grad_query: Tensor,
-    grad_key: Tensor,
-    grad_value: Tensor,
-    future: Tensor,
-) -> None:
-    """Fill the gradients; ``future``, the gradient of the state after the last chunk, becomes that of the first."""
-    for span in chunks:
-        k, v, grad = (chunks.read(x, span) for x in (key, value, grad_total))
-        within, from_past, to_future, kept = chunks.fading(span)
-        grad_weights = (grad @ v.mT).mul_(within)
-        grad_query[:, :, span] = (grad_weights @ k).add_(_times(grad, from_past) @ past.mT)
-        _keep(past, kept).add_(_times(k, to_future).mT @ v)
-    for span in reversed(chunks):
-        q, k, v, grad = (chunks.read(x, span) for x in (query, key, value, grad_total))
-        within, from_past, to_future, kept = chunks.fading(span)
-        weights, grad_weights = (q @ k.mT).mul_(within), (grad @ v.mT).mul_(within)
-        grad_key[:, :, span] = sum_groups((grad_weights.mT @ q).add_(_times(v, to_future) @ future.mT), key.shape[1])
-        grad_value[:, :, span] = sum_groups((weights.mT @ grad).add_(_times(k, to_future) @ future), key.shape[1])
-        _keep(future, kept).add_(_times(q, from_past).mT @ grad)
-
-
-def _bidirectional_backward(
-    chunks: "_Chunks",
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    past: Tensor,
-    grad_total: Tensor,
-    grad_query: Tensor,
-    grad_key: Tensor,
-    grad_value: Tensor,
-    future: Tensor,
-) -> None:
-    """Fill the gradients; ``future``, the gradient of the sum over all tokens, gains what came through the rows."""
-    for span in chunks:
-        past += chunks.read(key, span).mT @ chunks.read(value, span)
-        future += chunks.read(query, span).mT @ chunks.read(grad_total, span)
-    for span in chunks:
-        grad_query[:, :, span] = chunks.read(grad_total, span) @ past.mT
-        grad_key[:, :, span] = sum_groups(chunks.read(value, span) @ future.mT, key.shape[1])
-        grad_value[:, :, span] = sum_groups(chunks.read(key, span) @ future, key.shape[1])
+def _new_gradients(
+    query: Tensor, key: Tensor, value: Tensor, state: Tensor | None, grad_total: Tensor
+) -> tuple[Tensor, ...]:
+    """Memory for the gradients."""
+    rows = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value))
+    return *rows, grad_total.new_empty((0,) if state is None else state.shape)
 
 
 class _Chunks:
@@ -195,24 +211,33 @@ class _Chunks:
         stop: int,
         size: int,
         heads: int,
-        state: Tensor,
+        sums: Tensor,
     ) -> None:
-        self.rate = None if decay is None else decay.to(state.dtype)[:, None, None]
+        self.rate = None if decay is None else decay.to(sums.dtype)[:, None, None]
         self.age = age
         self.heads = heads
-        self.precision, self.device = state.dtype, state.device
+        self.precision, self.device = sums.dtype, sums.device
         self.spans = [slice(i, min(i + size, stop)) for i in range(start, stop, size)]
         self.by_length: dict[int, _Fading] = {}
-
-    def __iter__(self) -> Iterator[slice]:
-        return iter(self.spans)
-
-    def __reversed__(self) -> Iterator[slice]:
-        return reversed(self.spans)
 
     def read(self, tensor: Tensor, span: slice) -> Tensor:
         """A chunk in the precision of the sums, grouped heads repeated."""
         return repeat_heads(tensor[:, :, span].to(self.precision), self.heads)
+
+    def states(self, key: Tensor, value: Tensor, past: Tensor | None) -> Iterator[Tensor | None]:
+        """The state before each chunk, and at last the one after all, each made when it is asked for."""
+        for span in self.spans:
+            yield past
+            _, _, to_future, kept = self.fading(span)
+            past = _carried(past, kept, _times(self.read(key, span), to_future).mT @ self.read(value, span))
+        yield past
+
+    def outer_sum(self, left: Tensor, right: Tensor) -> Tensor:
+        """Sum of the outer products of all rows."""
+        sums = [self.read(left, span).mT @ self.read(right, span) for span in self.spans[:1]]
+        for span in self.spans[1:]:
+            sums[0] += self.read(left, span).mT @ self.read(right, span)
+        return sums[0] if sums else left.new_zeros(left.shape[0], self.heads, left.shape[3], right.shape[3])
 
     def fading(self, span: slice) -> "_Fading":
         """How weights fade in a chunk; without a mask this depends on the chunk's length alone."""
@@ -246,13 +271,15 @@ def _fading(rate: Tensor, age: Tensor, before: Tensor) -> _Fading:
     return _Fading(within, from_past, to_future, from_past[:, :, -1:])
 
 
-def _contiguous_like(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
-
-
 def _times(rows: Tensor, factor: Tensor | None) -> Tensor:
     return rows if factor is None else rows * factor
 
 
-def _keep(state: Tensor, factor: Tensor | None) -> Tensor:
-    return state if factor is None else state.mul_(factor)
+def _plus(sums: Tensor, rows: Tensor, state: Tensor | None, *, transposed: bool = False) -> Tensor:
+    """``sums`` with the rows' share of a state added in place."""
+    return sums if state is None else sums.add_(rows @ (state.mT if transposed else state))
+
+
+def _carried(state: Tensor | None, kept: Tensor | None, gained: Tensor) -> Tensor:
+    """The state across a chunk, in the memory of ``gained``."""
+    return gained if state is None else gained.add_(_times(state, kept))

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from attn.core_kernels.heads import repeat_heads
-from attn.core_kernels.replace.linear_attention.state import LinearState, check_rates, extended, sequence_spans
+from attn.core_kernels.replace.linear_attention.state import LinearState, check_rates, divided, extended, sequence_spans
 
 
-def weighted_sums(
+def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -17,8 +17,10 @@ def weighted_sums(
     age: Tensor | None,
     offsets: Tensor | None,
     causal: bool,
-) -> tuple[Tensor, Tensor, LinearState]:
-    """Weighted sums of values, the weights' own sums and the state after the last token.
+    normalize: bool,
+    eps: float,
+) -> tuple[Tensor, LinearState]:
+    """The output and the state after the last token.
 
     Args:
         query: ``[batch, heads, tokens, features]``.
@@ -29,9 +31,11 @@ def weighted_sums(
         age: ``[batch or 1, tokens]``, how many visible tokens there are up to and including each; None if all are.
         offsets: ``[sequences + 1]`` bounds of packed sequences, or None.
         causal: whether a token sees itself and earlier ones only.
+        normalize: whether to divide by the sum of the weights.
+        eps: added to that sum.
     """
     check_rates(decay)
-    precision = state.key.dtype
+    dtype, precision = value.dtype, state.key.dtype
     query = query.to(precision)
     key, value = (repeat_heads(x.to(precision), query.shape[1]) for x in (key, value))
     value = extended(value, torch.ones_like(value[..., 0]))
@@ -58,4 +62,5 @@ def weighted_sums(
         states.append(kept + to_future.mT @ v)
     total = torch.cat(sums, dim=2)
     after = torch.cat(states, dim=0)
-    return total[..., :-1], total[..., -1], LinearState(after[..., :-1], after[..., -1])
+    out = divided(total[..., :-1], total[..., -1], normalize, eps)
+    return out.to(dtype), LinearState(after[..., :-1], after[..., -1])

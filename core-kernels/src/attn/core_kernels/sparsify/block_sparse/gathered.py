@@ -152,7 +152,8 @@ def walk(table: BlockTable, tiles: Tensor, shape: Shape, *, by_key: bool) -> Ite
         length = lengths[start:stop, None]
         entry = table.offsets[of_layout[lists]][:, None] + torch.minimum(slot, length - 1)
         blocks, tile, repeated = table.blocks[entry].long(), table.tiles[entry].long(), slot >= length
-        place = (partly[entry] | (tile >= 0) | repeated).nonzero(as_tuple=True)
+        listed, slots = (partly[entry] | (tile >= 0) | repeated).nonzero(as_tuple=True)
+        place = listed, slots
         here, there = own[lists][place[0]], blocks[place]
         hidden = shape.hidden_pairs(*((there, here) if by_key else (here, there))) | repeated[place][:, None, None]
         if len(tiles):
@@ -361,11 +362,13 @@ block_sparse_attention.register_autograd(_differentiate, setup_context=_save)
 def _fold(tensor: Tensor, units: int, block: int) -> Tensor:
     """``[batch, units * group, tokens, width]`` as ``[batch * units * blocks, group * block, width]``."""
     padded = F.pad(tensor, (0, 0, 0, -tensor.shape[2] % block))
-    parts = padded.unflatten(2, (-1, block)).unflatten(1, (units, -1)).transpose(2, 3)
-    return parts.reshape(-1, parts.shape[3] * block, tensor.shape[3])
+    batch, heads, tokens, width = padded.shape
+    parts = padded.reshape(batch, units, heads // units, tokens // block, block, width).transpose(2, 3)
+    return parts.reshape(batch * units * (tokens // block), heads // units * block, width)
 
 
 def _unfold(folded: Tensor, batch: int, units: int, group: int, tokens: int) -> Tensor:
     """The inverse of `_fold`, without the padding."""
-    parts = folded.view(batch, units, -1, group, folded.shape[1] // group, folded.shape[2])
+    block = folded.shape[1] // group
+    parts = folded.view(batch, units, -(-tokens // block), group, block, folded.shape[2])
     return parts.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :, :tokens].contiguous()

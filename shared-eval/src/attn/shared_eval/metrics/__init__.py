@@ -1,0 +1,80 @@
+"""Metrics that several papers report and torchmetrics lacks: counts and sums, the same however data are split."""
+
+from attn.shared_eval.metrics.amber import (
+    AMBER_KINDS,
+    AmberCounts,
+    AmberDiscriminative,
+    AmberGenerative,
+    AmberWords,
+    amber_counts,
+    read_amber_annotations,
+)
+from attn.shared_eval.metrics.answers import MME_COGNITION, MME_PERCEPTION, Mme, Pope, parse_mme, parse_yes_no
+from attn.shared_eval.metrics.detection import ClassAgnosticRecall, matched_objects
+from attn.shared_eval.metrics.editing import (
+    ProjectedKeys,
+    RegionScore,
+    StructureDistance,
+    dino_pixels,
+    structure_distance,
+)
+from attn.shared_eval.metrics.frechet import FrechetDistance, frechet_distance
+from attn.shared_eval.metrics.language import (
+    NatsPerToken,
+    NeedleAccuracy,
+    TokenPerplexity,
+    string_match_all,
+    string_match_any,
+)
+from attn.shared_eval.metrics.lemmas import wordnet_lemmas, wordnet_noun_lemmas, wordnet_nouns
+from attn.shared_eval.metrics.masks import MaskIoU, PointAccuracy, intersection_and_union
+from attn.shared_eval.metrics.objects import (
+    Chair,
+    ObjectHalBench,
+    ObjectMatcher,
+    ObjectVocabulary,
+    coco_objects,
+    repeated_ngrams,
+)
+
+__all__ = [
+    "AMBER_KINDS",
+    "MME_COGNITION",
+    "MME_PERCEPTION",
+    "AmberCounts",
+    "AmberDiscriminative",
+    "AmberGenerative",
+    "AmberWords",
+    "Chair",
+    "ClassAgnosticRecall",
+    "FrechetDistance",
+    "MaskIoU",
+    "Mme",
+    "NatsPerToken",
+    "NeedleAccuracy",
+    "ObjectHalBench",
+    "ObjectMatcher",
+    "ObjectVocabulary",
+    "PointAccuracy",
+    "Pope",
+    "ProjectedKeys",
+    "RegionScore",
+    "StructureDistance",
+    "TokenPerplexity",
+    "amber_counts",
+    "coco_objects",
+    "dino_pixels",
+    "frechet_distance",
+    "intersection_and_union",
+    "matched_objects",
+    "parse_mme",
+    "parse_yes_no",
+    "read_amber_annotations",
+    "repeated_ngrams",
+    "string_match_all",
+    "string_match_any",
+    "structure_distance",
+    "wordnet_lemmas",
+    "wordnet_noun_lemmas",
+    "wordnet_nouns",
+]
