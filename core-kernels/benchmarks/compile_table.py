@@ -7,12 +7,12 @@ matrices without tensor cores.
 """
 
 import argparse
-import csv
 import importlib
 import sys
 from pathlib import Path
 
 from builds.build import COLUMNS, compile_build
+from tables import write
 
 FAMILIES = sorted(path.stem for path in (Path(__file__).parent / "builds").glob("*.py") if path.stem != "build")
 
@@ -34,21 +34,10 @@ def main() -> None:
         rows.append(compile_build(build, target))
         sys.stdout.write(f"[{number}/{len(plans)}] " + " ".join(str(cell) for cell in rows[-1].values()) + "\n")
         sys.stdout.flush()
-    write(arguments.output, rows)
+    write(arguments.output, COLUMNS, rows)
     bad = [row for row in rows if row["verdict"] != "ok"]
     if bad:
         raise SystemExit(f"{len(bad)} of {len(rows)} builds are not as they must be: their verdicts are above")
-
-
-def write(path: Path, rows: list[dict[str, object]]) -> None:
-    """Write the table whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ candidate that errs more than the tolerance against float64 gets no time.
 """
 
 import argparse
-import csv
 import datetime
 import importlib.metadata
 import importlib.util
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import torch
 from registry import BENCHMARKS, Benchmark, Candidate
+from tables import write
 
 from attn.core_kernels.counting import peak_memory
 from attn.core_kernels.testing import tolerance
@@ -67,7 +67,7 @@ def main() -> None:
                 rows.append(dict.fromkeys(COLUMNS, "") | {"operator": operator} | row | machine)
                 sys.stdout.write(" ".join(f"{rows[-1][c]}" for c in COLUMNS[:13]) + "\n")
                 sys.stdout.flush()
-        write(Path(__file__).parent / "results" / f"{operator}_{device.type}.csv", rows)
+        write(Path(__file__).parent / "results" / f"{operator}_{device.type}.csv", COLUMNS, rows)
     if importlib.util.find_spec("matplotlib") is None:
         sys.stdout.write("no plot: matplotlib is not installed\n")
         return
@@ -177,17 +177,6 @@ def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     return models[0] if models else platform.machine()
-
-
-def write(path: Path, rows: list[dict[str, object]]) -> None:
-    """Write the table whole or not at all."""
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(path)
 
 
 if __name__ == "__main__":

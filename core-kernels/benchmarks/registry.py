@@ -1,5 +1,6 @@
 """What is measured: per operator its inputs, who computes it, and the baseline that a user would pick instead."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,9 @@ import torch
 from torch import Tensor
 
 from attn.core_kernels import (
+    BlockLayout,
     attention_with_lse,
+    block_sparse_attention,
     boost_keys,
     decay_outside_window,
     key_mass,
@@ -235,6 +238,30 @@ def per_head(query: Tensor, number: float) -> Tensor:
     return torch.full(query.shape[1:2], number, device=query.device)
 
 
+def sparse_inputs(batch: int, heads: int, tokens: int, head_dim: int, percent: int) -> Inputs:
+    """Queries, keys and values without gradient, and the share of blocks that is kept."""
+    return *(x.detach() for x in draw(*[(batch, heads, tokens, head_dim)] * 3)), torch.tensor(percent)
+
+
+@functools.cache
+def best_blocks(tokens: int, percent: int, device: torch.device) -> BlockLayout:
+    """That share of the key blocks of every query block, the best by scores that are drawn."""
+    blocks = -(-tokens // 64)
+    scores = torch.rand(blocks, blocks, generator=torch.Generator().manual_seed(0))
+    return BlockLayout.from_scores(scores, tokens, tokens, top_k=max(blocks * percent // 100, 1)).to(device)
+
+
+def block_sparse(query: Tensor, key: Tensor, value: Tensor, percent: Tensor) -> Tensor:
+    """Attention over the kept blocks."""
+    layout = best_blocks(query.shape[2], int(percent), query.device)
+    return block_sparse_attention(query, key, value, layout)  # type: ignore[return-value]
+
+
+def dense(query: Tensor, key: Tensor, value: Tensor, _percent: Tensor) -> Tensor:
+    """Attention over all."""
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value)
+
+
 ROWS, COLUMNS = torch.arange(900, 960), torch.arange(100, 400)
 
 
@@ -263,6 +290,16 @@ BENCHMARKS = {
         },
         baseline="reference",
         largest={"reference": 2048},
+    ),
+    "block_sparse_attention": Benchmark(
+        shapes=[{"batch": 1, "heads": 8, "tokens": 4096, "head_dim": 64, "percent": p} for p in (5, 10, 25, 50)],
+        inputs=sparse_inputs,
+        candidates={
+            "sdpa": Candidate(call=dense, exact=dense),
+            "torch": Candidate(call=block_sparse, exact=block_sparse),
+        },
+        baseline="sdpa",
+        largest={},
     ),
     "attention_with_lse": read_map(
         lambda q, k, v, causal: attention_with_lse(q, k, v, causal=causal)[0], lambda p, v: p @ v, causal=True

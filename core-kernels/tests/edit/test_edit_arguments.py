@@ -72,7 +72,7 @@ def test_every_operator_checks_what_all_share(operator, wrong, error, message):
             "mix_values",
             {"target": "mean"},
             ValueError,
-            "target must be 'value', 'uniform', 'mean_query' or 'argmax', got 'mean'",
+            "target must be one of 'value', 'own_logit', 'own_mass', 'uniform', 'mean_query', 'argmax', got 'mean'",
         ),
         (
             "mix_values",
@@ -123,12 +123,19 @@ def test_every_operator_checks_what_all_share(operator, wrong, error, message):
         ("decay_outside_window", {"period": 0}, ValueError, "period must be positive and finite, got 0"),
         ("decay_outside_window", {"risk_half_width": -1}, ValueError, "risk_half_width must be finite and at least 0"),
         ("decay_outside_window", {"places": torch.ones(5)}, TypeError, "places must be an int64 tensor"),
+        (
+            "decay_outside_window",
+            {"query_places": torch.ones(9).long()},
+            ValueError,
+            "query_places must have shape [queries] = ",
+        ),
+        ("decay_outside_window", {"query_places": [1]}, TypeError, "query_places must be an int64 tensor, got list"),
         ("decay_outside_window", {"places": torch.ones(4).long()}, ValueError, "places must have shape [keys] = [5]"),
         (
             "decay_outside_window",
             {"places": torch.ones(5, device="meta").long()},
             ValueError,
-            "places must be on key's device cpu, got meta",
+            "places must be on the device of the keys cpu, got meta",
         ),
         (
             "decay_outside_window",

@@ -118,6 +118,16 @@ def test_decay_multiplies_positive_scores_beyond_the_window(shape, dtype, impl, 
         assert_close(out, equations(inputs, rule, edit), length=sum(shape[:2]) + shape[4])
 
 
+@pytest.mark.parametrize("impl", ["reference", "torch", "flex"])
+def test_decay_of_a_part_of_the_queries_is_that_part_of_the_whole(impl):
+    query, key, value = draw(9, 9, dtype=torch.float32)
+    whole = decay_outside_window(query, key, value, 1, 0.5, impl=impl)
+    part = decay_outside_window(query[:, :, 3:5], key, value, 1, 0.5, query_places=torch.tensor([3, 4]), impl=impl)
+    assert_close(part, whole[:, :, 3:5].double(), length=26)
+    misplaced = decay_outside_window(query[:, :, 3:5], key, value, 1, 0.5, impl=impl)
+    assert not torch.allclose(misplaced, part)
+
+
 @in_every_case
 @pytest.mark.usefixtures("small_tiles")
 def test_boost_adds_a_share_of_the_magnitude_at_chosen_keys_and_rows(shape, dtype, impl):

@@ -183,6 +183,49 @@ def seeing_rows(inputs, queries):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["llava", "qwen2-vl", "qwen2.5-vl"])
+def test_the_maps_of_a_vision_tower_are_read_by_its_calls(name):
+    # Qwen's towers call a layer once for every picture or window, of which "last" keeps one.
+    make, inputs, _ = CASES[name]
+    torch.manual_seed(0)
+    model, inputs = make().eval(), inputs()
+    tower = model.model.vision_tower if name == "llava" else model.model.visual
+    maps, own = {}, tower.config._attn_implementation
+
+    def record(module, query, key, value, attention_mask, scaling=None, **_):
+        probability = (scaling * query @ key.mT).softmax(-1)
+        maps.setdefault(module, []).append(probability)
+        return (probability @ value).transpose(1, 2).contiguous(), None
+
+    transformers.AttentionInterface.register("recorded_map", record)
+    tower.set_attn_implementation("recorded_map")
+    model(**inputs)
+    tower.set_attn_implementation(own)
+    with probe(model, [Submap()], ["*vi*"], calls="all") as seen:  # vision_tower, visual
+        model(**inputs)
+    names = attention_layers(model)
+    assert len(seen.submap) == len(maps) == 2
+    for layer, calls in seen.submap.calls.items():
+        expected = maps[model.get_submodule(names[layer])]
+        assert len(calls) == len(expected)
+        for actual, eager in zip(calls, expected, strict=True):
+            close(actual, eager)
+
+
+@torch.no_grad()
+def test_pictures_whose_tokens_see_one_another_are_refused_by_name():
+    model = gemma3_with_images().eval()
+    inputs = picture_and_text(4, **pixels())
+    types = (inputs["input_ids"] == IMAGE).long()
+    message = "tokens that see one another whatever their order, such as an image's or a prefix's; leave it out"
+    with probe(model, [KeyMass()], ["*language_model*"]), pytest.raises(NotImplementedError, match=message):
+        model(**inputs, token_type_ids=types)
+    with probe(model, [KeyMass()], ["*vision_tower*"]) as seen:
+        model(**inputs, token_type_ids=types)
+    assert len(seen.key_mass) == 2
+
+
+@torch.no_grad()
 def test_reads_are_those_of_the_eager_maps(case):
     model, inputs, layers, maps = case
     weights = seeing_rows(inputs, maps[0].shape[2])

@@ -165,7 +165,7 @@ def key_alone(name):
             "logit_by_distance",
             {"places": torch.ones(5, device="meta").long()},
             ValueError,
-            "places must be on key's device cpu, got meta",
+            "places must be on the device of the keys cpu, got meta",
         ),
         (
             "logit_by_distance",

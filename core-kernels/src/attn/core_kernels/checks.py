@@ -152,29 +152,41 @@ def check_indices(name: str, indices: Tensor | None, tensor: Tensor) -> Tensor |
     return indices if indices.ndim == 2 else indices[None]
 
 
-def check_places(places: Tensor | None, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+def check_places(
+    places: Tensor | None, query: Tensor, key: Tensor, query_places: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Places of the queries and of the keys on the axis on which distance is measured; the token's index for None.
 
     Raises:
         TypeError: if they are no int64 tensor.
-        ValueError: if they are not ``[keys]``, on another device, or there are more queries than keys to stand with.
+        ValueError: if they are not ``[keys]`` and ``[queries]``, on another device, or places are given for the keys
+            alone and there are more queries than keys to stand with.
     """
     queries, keys = query.shape[2], key.shape[2]
+    if query_places is not None:
+        _check_places("query_places", query_places, "queries", query)
     if places is None:
-        places = torch.arange(max(queries, keys), device=key.device)
-        return places[len(places) - queries :], places[len(places) - keys :]
-    if not isinstance(places, Tensor) or places.dtype != torch.int64:
-        got = places.dtype if isinstance(places, Tensor) else type(places).__name__
-        raise TypeError(f"places must be an int64 tensor, got {got}")
-    if places.shape != (keys,):
-        raise ValueError(f"places must have shape [keys] = [{keys}], got {list(places.shape)}")
-    if places.device != key.device:
-        raise ValueError(f"places must be on key's device {key.device}, got {places.device}")
+        every = torch.arange(max(queries, keys), device=key.device)
+        of_queries, of_keys = every[len(every) - queries :], every[len(every) - keys :]
+        return of_queries if query_places is None else query_places, of_keys
+    _check_places("places", places, "keys", key)
+    if query_places is not None:
+        return query_places, places
     if queries > keys:
         raise ValueError(
             f"query must have at most as many tokens as key, {keys}, where places are given, got {queries}"
         )
     return places[keys - queries :], places
+
+
+def _check_places(name: str, places: Tensor, tokens: str, other: Tensor) -> None:
+    if not isinstance(places, Tensor) or places.dtype != torch.int64:
+        got = places.dtype if isinstance(places, Tensor) else type(places).__name__
+        raise TypeError(f"{name} must be an int64 tensor, got {got}")
+    if list(places.shape) != [other.shape[2]]:
+        raise ValueError(f"{name} must have shape [{tokens}] = [{other.shape[2]}], got {list(places.shape)}")
+    if places.device != other.device:
+        raise ValueError(f"{name} must be on the device of the {tokens} {other.device}, got {places.device}")
 
 
 def check_number(name: str, number: float) -> None:

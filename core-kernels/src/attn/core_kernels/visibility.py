@@ -5,7 +5,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from attn.core_kernels.checks import check_key_mask, check_size
+from attn.core_kernels.checks import check_key_mask, check_scale, check_size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,28 @@ class Visibility:
     def as_arguments(self) -> tuple[int, bool, int | None, Tensor | None, Tensor | None]:
         """Offset, causal, window, key_mask and positions: the rule as a registered operator takes it."""
         return self.offset, self.causal, self.window, self.key_mask, self.positions
+
+    @classmethod
+    def from_arguments(
+        cls,
+        query: Tensor,
+        key: Tensor,
+        offset: int,
+        causal: bool,
+        window: int | None,
+        key_mask: Tensor | None,
+        positions: Tensor | None,
+    ) -> "Visibility":
+        """The rule for queries and keys from what `as_arguments` gives."""
+        return cls(
+            num_queries=query.shape[2],
+            num_keys=key.shape[2],
+            offset=offset,
+            causal=causal,
+            window=window,
+            key_mask=key_mask,
+            positions=positions,
+        )
 
     def select_rows(self, rows: Tensor) -> "Visibility":
         """The rule for chosen queries, given by their indices, int64 ``[batch or 1, rows]``."""
@@ -195,6 +217,37 @@ def make_visibility(
         window=window,
         key_mask=key_mask,
     )
+
+
+def check_rule(
+    query: Tensor, key: Tensor, *, causal: bool, window: int | None, key_mask: Tensor | None, scale: float | None
+) -> tuple[float, Visibility, Tensor]:
+    """Scale, visibility, and the key with zeros where it may not be seen, so that nothing there can spread.
+
+    Args:
+        query: ``[batch, heads, queries, head_dim]``, checked.
+        key: ``[batch, key_heads, keys, head_dim]``, checked.
+        causal: as for `make_visibility`.
+        window: as for `make_visibility`.
+        key_mask: as for `make_visibility`.
+        scale: factor of the scores; None for ``head_dim ** -0.5``.
+
+    Raises:
+        TypeError: if an argument has the wrong type, or the mask is not boolean.
+        ValueError: if there is no key, the scale is not finite, or as for `make_visibility`.
+    """
+    if key.shape[2] < 1:
+        raise ValueError(f"key must have at least one token, got {list(key.shape)}")
+    visibility = make_visibility(query, key, causal=causal, window=window, key_mask=key_mask)
+    scale = float(check_scale(scale, query.shape[3]))
+    if key_mask is not None:
+        key = hide_tokens(key, key_mask)
+    return scale, visibility, key
+
+
+def hide_tokens(rows: Tensor, key_mask: Tensor) -> Tensor:
+    """Rows ``[batch, heads, tokens, width]`` with zeros where the mask ``[batch, tokens]`` is False."""
+    return rows.masked_fill(~key_mask[:, None, :, None], 0)
 
 
 def _repeat(positions: Tensor | None, repeats: int) -> Tensor | None:

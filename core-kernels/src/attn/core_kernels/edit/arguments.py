@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from attn.core_kernels.checks import check_number, check_query_key, check_scale, check_value
+from attn.core_kernels.checks import check_number, check_query_key, check_value
 from attn.core_kernels.heads import repeat_heads
 from attn.core_kernels.observe.softmax_map import attention_with_lse
-from attn.core_kernels.visibility import Visibility, make_visibility
+from attn.core_kernels.visibility import Visibility, check_rule, hide_tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,12 +117,9 @@ def check_attention(
     """
     check_query_key(query, key)
     check_value(value, key)
-    if key.shape[2] < 1:
-        raise ValueError(f"key must have at least one token, got {list(key.shape)}")
-    visibility = make_visibility(query, key, causal=causal, window=window, key_mask=key_mask)
-    scale = float(check_scale(scale, query.shape[3]))
+    scale, visibility, key = check_rule(query, key, causal=causal, window=window, key_mask=key_mask, scale=scale)
     if key_mask is not None:
-        key, value = (x.masked_fill(~key_mask[:, None, :, None], 0) for x in (key, value))
+        value = hide_tokens(value, key_mask)
     return Attention(query=query, key=key, value=value, scale=scale, visibility=visibility)
 
 

@@ -21,7 +21,7 @@ class MixValues:
 
     Args:
         mix: ``[heads]`` or ``[batch, heads]``, in [0, 1].
-        target: ``"value"``, ``"uniform"``, ``"mean_query"`` or ``"argmax"``.
+        target: ``"value"``, ``"own_logit"``, ``"own_mass"``, ``"uniform"``, ``"mean_query"`` or ``"argmax"``.
         rows: int64 indices of the queries that are edited, ``[rows]`` or ``[batch, rows]``; None for all.
     """
 

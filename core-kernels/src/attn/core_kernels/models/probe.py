@@ -36,7 +36,8 @@ def probe(
             all. A model of several stacks of layers, as vision and text, takes patterns, or give the sub-model.
         heads: indices of query heads for all layers, or by layer; None for all.
         calls: which calls of a layer to keep: ``"last"``, ``"first"``, after which nothing more is read (the prompt, in
-            ``generate``), or ``"all"``, whose memory grows with the steps of ``generate``.
+            ``generate``), or ``"all"``, whose memory grows with the steps of ``generate``. The vision towers of Qwen
+            call their layers once for every picture or window.
 
     Yields:
         `Seen`: ``seen.key_mass[12]`` is layer 12's result of the last call kept, ``seen.key_mass.calls[12]`` is the

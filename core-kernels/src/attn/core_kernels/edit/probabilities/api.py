@@ -12,7 +12,7 @@ heads that need no work; on a GPU that waits for them.
 # ruff: noqa: D417 (arguments that all operators share are described once)
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from attn.core_kernels.edit.arguments import (
 from attn.core_kernels.edit.probabilities import composition, reference
 from attn.core_kernels.implementations import Impl, choose_implementation
 
-Target = Literal["value", "uniform", "mean_query", "argmax"]
+Target = Literal["value", "own_logit", "own_mass", "uniform", "mean_query", "argmax"]
 
 
 def mix_values(
@@ -56,12 +56,17 @@ def mix_values(
         key: ``[batch, key_heads, keys, head_dim]`` of at least one key, ``heads`` a multiple of ``key_heads``.
         value: ``[batch, key_heads, keys, value_dim]``.
         mix: u, ``[heads]`` or ``[batch, heads]``, in [0, 1]; differentiable.
-        target: ``"value"``, the identity: each query takes the value of the key level with it, 0 if that key is masked
-            (needs at most as many queries as keys, the last query level with the last key); ``"uniform"``, the mean of
-            the values that the query sees; ``"mean_query"``, smoothed energy guidance: the map of the mean of the
-            queries; ``"argmax"``, the value of the row's first key of largest probability (one pass more over the map).
-        rows: int64 indices of the queries that are edited, ``[rows]`` or ``[batch, rows]``, the others keep their map;
-            the mean query is the mean of these, so that padded queries must be left out of them. None for all.
+        target: ``"value"``, the identity: each query takes the value of the key level with it, 0 if that key is masked;
+            ``"own_logit"``, of the keys level with edited queries each sees its own alone, before the softmax, so that
+            it also attends to the keys of the others, as in the perturbed attention guidance of joint text and image
+            attention; ``"own_mass"``, its own takes the probability of all of them, and the others' stay as they are;
+            ``"uniform"``, the mean of the values that the query sees; ``"mean_query"``, smoothed energy guidance: the
+            map of the mean of the queries; ``"argmax"``, the value of the row's first key of largest probability (one
+            pass more over the map). The first three need at most as many queries as keys, the last level with the last
+            key, and are the same where all queries are edited and no key is left over.
+        rows: int64 indices of the queries that are edited, ``[rows]`` or ``[batch, rows]``, e.g. an image's tokens; the
+            others keep their map. The mean query is the mean of these, so that padded queries must be left out of them.
+            None for all.
         causal: hide the keys after each query; the last query is level with the last key, so that query ``i`` sees key
             ``j`` if ``j <= i + keys - queries``.
         window: hide the keys at this distance and further, so that 1 leaves a query the key level with it; None for no
@@ -80,11 +85,11 @@ def mix_values(
     if list(mix.shape) not in ([heads], [batch, heads]):
         raise ValueError(f"mix must have shape [{heads}] or [{batch}, {heads}], got {list(mix.shape)}")
     check_entries("mix", mix, 0, 1)
-    if target not in reference.TARGETS:
-        raise ValueError(f"target must be 'value', 'uniform', 'mean_query' or 'argmax', got {target!r}")
-    if target == "value" and queries > key.shape[2]:
+    if target not in get_args(Target):
+        raise ValueError(f"target must be one of {', '.join(map(repr, get_args(Target)))}, got {target!r}")
+    if target in ("value", "own_logit", "own_mass") and queries > key.shape[2]:
         raise ValueError(
-            f"query must have at most as many tokens as key, {key.shape[2]}, for target 'value', got {queries}"
+            f"query must have at most as many tokens as key, {key.shape[2]}, for target {target!r}, got {queries}"
         )
     chosen_rows = check_indices("rows", rows, query)
     if chosen_rows is not None:

@@ -26,8 +26,7 @@ def mix_values(attention: Attention, mix: Tensor, target: str, rows: Tensor | No
     share = mix.to(attention.precision)[:, :, None, None]
     if rows is not None:
         share = share * rows[:, None, :, None]
-    targets = {"value": own_value, "uniform": mean_value, "mean_query": of_mean_query, "argmax": at_argmax}
-    other = attention.for_heads(edited, lambda chosen: targets[target](chosen, rows))
+    other = attention.for_heads(edited, lambda chosen: TARGETS[target](chosen, rows))
     return ((1 - share) * attended + share * other).to(attention.query.dtype)
 
 
@@ -35,6 +34,40 @@ def own_value(attention: Attention, _rows: Tensor | None) -> Tensor:
     """The value of the key level with each query."""
     own = attention.value[:, :, attention.visibility.offset :]
     return repeat_heads(own, attention.query.shape[1])
+
+
+def own_logit(attention: Attention, rows: Tensor | None) -> Tensor:
+    """The own value and the output over the keys that are level with no edited query, weighted by their logits."""
+    rule, precision = attention.visibility, attention.precision
+    others, others_lse = attention.within(~_level_with(rows, attention)).attend()
+    own_key = repeat_heads(attention.key[:, :, rule.offset :], attention.query.shape[1])
+    logit = attention.scale * (attention.query.to(precision) * own_key.to(precision)).sum(-1)
+    if rule.key_mask is not None:
+        logit = logit.masked_fill(~rule.key_mask[:, None, rule.offset :], -torch.inf)
+    return _weighted(own_value(attention, rows), logit, others, others_lse)
+
+
+def own_mass(attention: Attention, rows: Tensor | None) -> Tensor:
+    """The own value and the output over the keys that are level with no edited query, weighted by their masses."""
+    level = _level_with(rows, attention)
+    others, others_lse = attention.within(~level).attend()
+    return _weighted(own_value(attention, rows), attention.within(level).attend()[1], others, others_lse)
+
+
+def _weighted(own: Tensor, own_lse: Tensor, others: Tensor, others_lse: Tensor) -> Tensor:
+    """Two outputs weighted by the exponentials of their log-sum-exps, in query's dtype; 0 where both are -inf."""
+    has_own, has_others = own_lse > -torch.inf, others_lse > -torch.inf
+    both = has_own & has_others
+    share = torch.sigmoid(torch.where(both, own_lse, 0) - torch.where(both, others_lse, 0))
+    share = torch.where(both, share, has_own.to(share.dtype))[..., None]
+    return (share * own + (1 - share) * others).to(others.dtype)
+
+
+def _level_with(rows: Tensor | None, attention: Attention) -> Tensor:
+    """The keys level with chosen queries, bool ``[batch, keys]``; rows are bool ``[batch or 1, queries]``."""
+    batch, _, queries, _ = attention.query.shape
+    rows = torch.ones(1, queries, dtype=torch.bool, device=attention.query.device) if rows is None else rows
+    return torch.nn.functional.pad(rows.expand(batch, -1), (attention.visibility.offset, 0))
 
 
 def mean_value(attention: Attention, _rows: Tensor | None) -> Tensor:
@@ -89,6 +122,16 @@ def at_argmax(attention: Attention, _rows: Tensor | None) -> Tensor:
     by_group = index.clamp(min=0).unflatten(1, (value.shape[1], -1)).flatten(2, 3)
     best = value.gather(2, by_group.expand(-1, -1, -1, value.shape[3]))
     return best.view(attention.out_shape).masked_fill(index < 0, 0)
+
+
+TARGETS = {
+    "value": own_value,
+    "own_logit": own_logit,
+    "own_mass": own_mass,
+    "uniform": mean_value,
+    "mean_query": of_mean_query,
+    "argmax": at_argmax,
+}
 
 
 def scale_keys(attention: Attention, keys: Tensor, beta: float) -> Tensor:

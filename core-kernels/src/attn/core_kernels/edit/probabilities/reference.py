@@ -34,9 +34,33 @@ def mix_values(attention: Attention, mix: Tensor, target: str, rows: Tensor) -> 
 
 def own_key(attention: Attention, _rows: Tensor) -> Tensor:
     """One at the key level with the query, zero in a row whose own key is hidden."""
+    return (_own(attention) & attention.visibility.whole_mask(attention.query.device)).to(attention.precision)
+
+
+def own_logit(attention: Attention, rows: Tensor) -> Tensor:
+    """The map where, of the keys level with edited queries, only a query's own has kept its logit."""
+    _, logits, _ = reference.softmax_map(attention.query, attention.key, attention.scale, attention.visibility)
+    kept = logits.masked_fill(_level_with(rows, attention)[:, None, None] & ~_own(attention), -torch.inf)
+    none = ~(kept > -torch.inf).any(-1, keepdim=True)
+    return kept.masked_fill(none, 0).softmax(-1) * ~none
+
+
+def own_mass(attention: Attention, rows: Tensor) -> Tensor:
+    """The map where the mass of the keys level with edited queries lies on the query's own, if it sees that."""
+    probability, among = softmax_map(attention), _level_with(rows, attention)[:, None, None]
+    mass = torch.where(among, probability, 0).sum(-1, keepdim=True)
+    return torch.where(among, mass * own_key(attention, rows), probability)
+
+
+def _level_with(rows: Tensor, attention: Attention) -> Tensor:
+    """The keys level with chosen queries, bool ``[batch or 1, keys]``."""
+    return torch.nn.functional.pad(rows, (attention.visibility.offset, 0))
+
+
+def _own(attention: Attention) -> Tensor:
+    """Whether a key is level with a query, bool ``[queries, keys]``."""
     rule = attention.visibility
-    identity = torch.eye(rule.num_keys, device=attention.query.device)[rule.offset :]
-    return identity * rule.whole_mask(attention.query.device)
+    return torch.eye(rule.num_keys, dtype=torch.bool, device=attention.query.device)[rule.offset :]
 
 
 def uniform(attention: Attention, _rows: Tensor) -> Tensor:
@@ -62,6 +86,8 @@ def argmax(attention: Attention, _rows: Tensor) -> Tensor:
 
 TARGETS: dict[str, Callable[[Attention, Tensor], Tensor]] = {
     "value": own_key,
+    "own_logit": own_logit,
+    "own_mass": own_mass,
     "uniform": uniform,
     "mean_query": of_mean_query,
     "argmax": argmax,

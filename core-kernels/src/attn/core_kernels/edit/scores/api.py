@@ -41,6 +41,7 @@ def decay_outside_window(
     risk_half_width: float = 0,
     beta: float = 0.6,
     places: Tensor | None = None,
+    query_places: Tensor | None = None,
     causal: bool = False,
     window: int | None = None,
     key_mask: Tensor | None = None,
@@ -63,8 +64,9 @@ def decay_outside_window(
         risk_half_width: half the width of a risk zone, 0 or more, gamma in the paper.
         beta: factor within a risk zone, 0 or more; 0.6 is the paper's. Without effect if there is no period.
         places: int64 ``[keys]``: where each key stands on the axis on which distance is measured; scores from or to a
-            negative place stay as they are, e.g. those of text. Queries stand where the last keys do. None for the
-            token's index.
+            negative place stay as they are, e.g. those of text. None for the token's index.
+        query_places: int64 ``[queries]``: where each query stands, for queries or keys that are a part of a sequence,
+            as in context parallelism. None for where the last keys stand.
     """
     attention = check_attention(query, key, value, causal=causal, window=window, key_mask=key_mask, scale=scale)
     if not isinstance(half_window, int) or isinstance(half_window, bool):
@@ -76,7 +78,7 @@ def decay_outside_window(
         check_positive("period", period)
     risk_half_width = check_between("risk_half_width", risk_half_width, 0, math.inf)
     beta = check_between("beta", beta, 0, math.inf)
-    both = check_places(places, query, key)
+    both = check_places(places, query, key, query_places)
     decay = Decay(half_window, alpha, None if period is None else float(period), risk_half_width, beta)
     chosen = choose_implementation("decay_outside_window", impl, query, key, value)
     if chosen == "reference":

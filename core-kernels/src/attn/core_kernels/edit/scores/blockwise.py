@@ -5,7 +5,7 @@ operators: opaque to ``torch.compile``, and computed in float32 (float64 for flo
 arguments of all are the scale and what `Visibility.as_arguments` gives.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -13,20 +13,10 @@ import torch
 from torch import Tensor
 
 from attn.core_kernels.edit.scores.decay import Decay
-from attn.core_kernels.observe.softmax_map.tiles import (
-    LogitGradients,
-    LogitTiles,
-    Tile,
-    exponentiate_,
-    merge_heads,
-    split_heads,
-)
+from attn.core_kernels.observe.softmax_map.tiles import LogitTiles, Tile, attend, attend_backward, merge_heads
 from attn.core_kernels.visibility import Visibility
 
 MOST_RUNS = 8  # of keys with one slope that are treated apart
-
-Slopes = Callable[[Tile], Iterator[tuple[slice, Tensor]]]
-"""For a tile with its scores, runs of its keys whose scores change, each with their slopes."""
 
 
 class DecaySlopes:
@@ -92,67 +82,8 @@ class BoostSlopes:
         yield slice(0, tile.logits.shape[-1]), sign.mul_(self._gain[tile.heads, :, :, tile.keys]).add_(1)
 
 
-def _attend(tiles: LogitTiles, value: Tensor, slopes: Slopes) -> tuple[Tensor, Tensor]:
-    """Output ``[batch, heads, queries, value_dim]`` and log-sum-exp of the edited scores."""
-    key_heads, dtype = value.shape[1], value.dtype
-    value = value.flatten(0, 1).to(tiles.precision)
-    out = value.new_zeros(*tiles.query.shape[:3], value.shape[-1])
-    lse = out.new_full(out.shape[:3], -torch.inf)
-    for tile in tiles:
-        for part, slope in slopes(tile):
-            tile.logits[..., part].mul_(slope)
-        factor, row_lse = exponentiate_(tile.logits, None)
-        weighted = tile.logits.flatten(1, 2) @ value[tile.heads, tile.keys]
-        out[tile.heads, :, tile.rows] = weighted.unflatten(1, factor.shape[1:3]) * factor
-        lse[tile.heads, :, tile.rows] = row_lse[..., 0]
-    return split_heads(out, key_heads).to(dtype), split_heads(lse, key_heads)
-
-
-def _differentiate(
-    tiles: LogitTiles,
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    slopes: Slopes,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value: ``ds = slope * p * (dout @ v.T - dout . out)``."""
-    key_heads = key.shape[1]
-    flat = value.flatten(0, 1).to(tiles.precision)
-    grad_out, out = (merge_heads(x, key_heads).to(tiles.precision) for x in (grad_out, out))
-    shift = torch.linalg.vecdot(grad_out, out)
-    lse = merge_heads(lse, key_heads)
-    gradients = LogitGradients(tiles)
-    grad_value = torch.zeros_like(flat)
-    for tile in tiles:
-        parts = list(slopes(tile))
-        for part, slope in parts:
-            tile.logits[..., part].mul_(slope)
-        exponentiate_(tile.logits, lse[tile.heads, :, tile.rows])
-        upstream = grad_out[tile.heads, :, tile.rows].flatten(1, 2)
-        grad_value[tile.heads, tile.keys] += tile.logits.flatten(1, 2).mT @ upstream
-        grad_map = (upstream @ flat[tile.heads, tile.keys].mT).view_as(tile.logits)
-        grad = tile.logits.mul_(grad_map.sub_(shift[tile.heads, :, tile.rows, None]))
-        for part, slope in parts:
-            grad[..., part].mul_(slope)
-        gradients.add(tile, grad)
-    return *gradients.finish(query, key), grad_value.unflatten(0, key.shape[:2]).to(value.dtype)
-
-
 def _tiles(query: Tensor, key: Tensor, scale: float, rule: tuple[Any, ...]) -> LogitTiles:
-    offset, causal, window, key_mask, positions = rule
-    visibility = Visibility(
-        num_queries=query.shape[2],
-        num_keys=key.shape[2],
-        offset=offset,
-        causal=causal,
-        window=window,
-        key_mask=key_mask,
-        positions=positions,
-    )
-    return LogitTiles(query, key, scale, visibility)
+    return LogitTiles(query, key, scale, Visibility.from_arguments(query, key, *rule))
 
 
 def _fake_attend(query, _key, value, *_rest):  # type: ignore[no-untyped-def]
@@ -190,7 +121,7 @@ def decay_outside_window(
     with torch.autocast(query.device.type, enabled=False):
         tiles = _tiles(query, key, scale, (offset, causal, window, key_mask, positions))
         decay = Decay(half_window, alpha, period, risk_half_width, beta)
-        return _attend(tiles, value, DecaySlopes((query_places, key_places), decay, tiles.precision))
+        return attend(tiles, value, DecaySlopes((query_places, key_places), decay, tiles.precision))
 
 
 @torch.library.custom_op("attn::edit_decay_outside_window_backward", mutates_args=())
@@ -220,7 +151,7 @@ def decay_outside_window_backward(
         tiles = _tiles(query, key, scale, (offset, causal, window, key_mask, positions))
         decay = Decay(half_window, alpha, period, risk_half_width, beta)
         slopes = DecaySlopes((query_places, key_places), decay, tiles.precision)
-        return _differentiate(tiles, grad_out, query, key, value, out, lse, slopes)
+        return attend_backward(tiles, grad_out, None, query, key, value, out, lse, slopes)
 
 
 # --- boost_keys
@@ -242,7 +173,7 @@ def boost_keys(
     """Output in query's dtype and log-sum-exp of the edited scores; ``gain [batch or 1, heads or 1, keys]``."""
     with torch.autocast(query.device.type, enabled=False):
         tiles = _tiles(query, key, scale, (offset, causal, window, key_mask, positions))
-        return _attend(tiles, value, BoostSlopes(gain, query, key, tiles.precision))
+        return attend(tiles, value, BoostSlopes(gain, query, key, tiles.precision))
 
 
 @torch.library.custom_op("attn::edit_boost_keys_backward", mutates_args=())
@@ -265,7 +196,7 @@ def boost_keys_backward(
     with torch.autocast(query.device.type, enabled=False):
         tiles = _tiles(query, key, scale, (offset, causal, window, key_mask, positions))
         slopes = BoostSlopes(gain, query, key, tiles.precision)
-        return _differentiate(tiles, grad_out, query, key, value, out, lse, slopes)
+        return attend_backward(tiles, grad_out, None, query, key, value, out, lse, slopes)
 
 
 def _register(operator: Any, backward: Any) -> None:

@@ -15,11 +15,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from attn.core_kernels.checks import check_number, check_query_key, check_scale, check_size, check_value
+from attn.core_kernels.checks import (
+    check_indices,
+    check_number,
+    check_places,
+    check_query_key,
+    check_size,
+    check_value,
+)
 from attn.core_kernels.implementations import Impl, choose_implementation
 from attn.core_kernels.observe.softmax_map import blockwise, reference
 from attn.core_kernels.observe.softmax_map.results import KeyMoments, RowStats, TileStats
-from attn.core_kernels.visibility import Visibility, make_visibility
+from attn.core_kernels.visibility import Visibility, check_rule, hide_tokens, make_visibility
 
 Reduce = Literal["none", "mean_heads"]
 
@@ -57,9 +64,9 @@ def attention_with_lse(
     """
     check_query_key(query, key)
     check_value(value, key)
-    scale, visibility, key = _rule(query, key, causal, window, key_mask, scale)
+    scale, visibility, key = check_rule(query, key, causal=causal, window=window, key_mask=key_mask, scale=scale)
     if key_mask is not None:
-        value = value.masked_fill(~key_mask[:, None, :, None], 0)
+        value = hide_tokens(value, key_mask)
     chosen = choose_implementation("attention_with_lse", impl, query, key, value)
     if chosen == "reference":
         return reference.attention_with_lse(query, key, value, scale, visibility)
@@ -223,8 +230,8 @@ def submap(
         ``[batch, heads, rows, columns]``, without ``heads`` for the mean.
     """
     scale, visibility, key = _checked(query, key, causal, window, key_mask, scale)
-    rows = _checked_indices("rows", rows, query)
-    columns = _checked_indices("columns", columns, key)
+    rows = check_indices("rows", rows, query)
+    columns = check_indices("columns", columns, key)
     mean_heads = _mean_heads(reduce)
     if rows is not None:
         visibility = visibility.select_rows(rows)
@@ -336,7 +343,7 @@ def mass_by_distance(
         ``[batch, heads, queries, bands]``.
     """
     scale, visibility, key = _checked(query, key, causal, window, key_mask, scale)
-    edges, both = _checked_edges(edges), _checked_places(places, query, key)
+    edges, both = _checked_edges(edges), check_places(places, query, key)
     lse = _checked_lse(lse, query)
     chosen = choose_implementation("mass_by_distance", impl, query, key)
     if chosen == "reference":
@@ -368,7 +375,7 @@ def logit_by_distance(
         ``[batch, heads, bands]``; NaN for a band without a visible pair.
     """
     scale, visibility, key = _checked(query, key, causal, window, key_mask, scale)
-    edges, both = _checked_edges(edges), _checked_places(places, query, key)
+    edges, both = _checked_edges(edges), check_places(places, query, key)
     chosen = choose_implementation("logit_by_distance", impl, query, key)
     if chosen == "reference":
         return reference.logit_by_distance(query, key, both, edges, scale, visibility)
@@ -409,20 +416,7 @@ def _checked(
     query: Tensor, key: Tensor, causal: bool, window: int | None, key_mask: Tensor | None, scale: float | None
 ) -> tuple[float, Visibility, Tensor]:
     check_query_key(query, key)
-    return _rule(query, key, causal, window, key_mask, scale)
-
-
-def _rule(
-    query: Tensor, key: Tensor, causal: bool, window: int | None, key_mask: Tensor | None, scale: float | None
-) -> tuple[float, Visibility, Tensor]:
-    """Scale, visibility, and the key with zeros where it may not be seen, so that nothing there can spread."""
-    if key.shape[2] < 1:
-        raise ValueError(f"key must have at least one token, got {list(key.shape)}")
-    visibility = make_visibility(query, key, causal=causal, window=window, key_mask=key_mask)
-    scale = check_scale(scale, query.shape[3])
-    if key_mask is not None:
-        key = key.masked_fill(~key_mask[:, None, :, None], 0)
-    return float(scale), visibility, key
+    return check_rule(query, key, causal=causal, window=window, key_mask=key_mask, scale=scale)
 
 
 def _row_weights(query: Tensor, key: Tensor, row_weights: Tensor | None) -> tuple[Tensor, bool]:
@@ -482,26 +476,6 @@ def _checked_span(span: tuple[int, int] | None, keys: int) -> tuple[int, int]:
     return start, stop
 
 
-def _checked_indices(name: str, indices: Tensor | None, tensor: Tensor) -> Tensor | None:
-    """Indices as ``[batch or 1, count]``."""
-    if indices is None:
-        return None
-    batch, limit = tensor.shape[0], tensor.shape[2]
-    if not isinstance(indices, Tensor) or indices.dtype != torch.int64:
-        got = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
-        raise TypeError(f"{name} must be an int64 tensor, got {got}")
-    if indices.ndim not in (1, 2) or (indices.ndim == 2 and indices.shape[0] != batch):
-        raise ValueError(f"{name} must have shape [{name}] or [{batch}, {name}], got {list(indices.shape)}")
-    if indices.device != tensor.device:
-        raise ValueError(f"{name} must be on device {tensor.device}, got {indices.device}")
-    # Under compilation the values are unknown, and on another device a look at them would wait for it.
-    if not torch.compiler.is_compiling() and indices.device.type == "cpu" and indices.numel():
-        lowest, highest = (int(x) for x in indices.aminmax())
-        if lowest < 0 or highest >= limit:
-            raise ValueError(f"{name} must lie in [0, {limit}), got values from {lowest} to {highest}")
-    return indices if indices.ndim == 2 else indices[None]
-
-
 def _checked_edges(edges: Sequence[int]) -> list[int]:
     edges = list(edges)
     if not edges or not all(isinstance(edge, int) for edge in edges):
@@ -509,23 +483,3 @@ def _checked_edges(edges: Sequence[int]) -> list[int]:
     if edges[0] < 0 or any(after <= before for before, after in pairwise(edges)):
         raise ValueError(f"edges must increase from 0 or more, got {edges}")
     return edges
-
-
-def _checked_places(places: Tensor | None, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """Places of the queries and of the keys."""
-    queries, keys = query.shape[2], key.shape[2]
-    if places is None:
-        places = torch.arange(max(queries, keys), device=key.device)
-        return places[len(places) - queries :], places[len(places) - keys :]
-    if not isinstance(places, Tensor) or places.dtype != torch.int64:
-        got = places.dtype if isinstance(places, Tensor) else type(places).__name__
-        raise TypeError(f"places must be an int64 tensor, got {got}")
-    if places.shape != (keys,):
-        raise ValueError(f"places must have shape [keys] = [{keys}], got {list(places.shape)}")
-    if places.device != key.device:
-        raise ValueError(f"places must be on key's device {key.device}, got {places.device}")
-    if queries > keys:
-        raise ValueError(
-            f"query must have at most as many tokens as key, {keys}, where places are given, got {queries}"
-        )
-    return places[keys - queries :], places

@@ -15,6 +15,8 @@ from attn.core_kernels.observe.softmax_map.tiles import (
     LogitGradients,
     LogitTiles,
     Tile,
+    attend,
+    attend_backward,
     exponentiate_,
     finite,
     merge_heads,
@@ -22,26 +24,6 @@ from attn.core_kernels.observe.softmax_map.tiles import (
     split_heads,
 )
 from attn.core_kernels.visibility import Visibility
-
-
-def _visibility(
-    query: Tensor,
-    key: Tensor,
-    offset: int,
-    causal: bool,
-    window: int | None,
-    key_mask: Tensor | None,
-    positions: Tensor | None,
-) -> Visibility:
-    return Visibility(
-        num_queries=query.shape[2],
-        num_keys=key.shape[2],
-        offset=offset,
-        causal=causal,
-        window=window,
-        key_mask=key_mask,
-        positions=positions,
-    )
 
 
 def _merge_lse(lse: Tensor | None, key_heads: int) -> Tensor | None:
@@ -68,22 +50,13 @@ def attention_with_lse(
     positions: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Output ``[batch, heads, queries, value_dim]`` in query's dtype and lse ``[batch, heads, queries]``."""
-    visibility = _visibility(query, key, offset, causal, window, key_mask, positions)
+    visibility = Visibility.from_arguments(query, key, offset, causal, window, key_mask, positions)
     by_flash = (
         window is None and positions is None and (not causal or offset == 0) and value.shape[-1] == query.shape[-1]
     )
     if by_flash and query.device.type == "cpu" and query.numel():
         return _flash_on_cpu(query, key, value, scale, causal, key_mask)
-    tiles = LogitTiles(query, key, scale, visibility)
-    value = value.flatten(0, 1).to(tiles.precision)
-    out = value.new_zeros(*tiles.query.shape[:3], value.shape[-1])
-    lse = out.new_full(out.shape[:3], -torch.inf)
-    for tile in tiles:
-        factor, row_lse = exponentiate_(tile.logits, None)
-        weighted = tile.logits.flatten(1, 2) @ value[tile.heads, tile.keys]
-        out[tile.heads, :, tile.rows] = weighted.unflatten(1, factor.shape[1:3]) * factor
-        lse[tile.heads, :, tile.rows] = row_lse[..., 0]
-    return split_heads(out, key.shape[1]).to(query.dtype), split_heads(lse, key.shape[1])
+    return attend(LogitTiles(query, key, scale, visibility), value)
 
 
 def _flash_on_cpu(
@@ -120,23 +93,10 @@ def attention_with_lse_backward(
     key_mask: Tensor | None,
     positions: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value: ``ds = p * (dout @ v.T - (dout . out) + dlse)``."""
-    key_heads = key.shape[1]
-    visibility = _visibility(query, key, offset, causal, window, key_mask, positions)
+    """Gradients of query, key and value."""
+    visibility = Visibility.from_arguments(query, key, offset, causal, window, key_mask, positions)
     tiles = LogitTiles(query, key, scale, visibility)
-    value = value.flatten(0, 1).to(tiles.precision)
-    grad_out, out = (merge_heads(x, key_heads).to(tiles.precision) for x in (grad_out, out))
-    shift = merge_heads(grad_lse, key_heads) - torch.linalg.vecdot(grad_out, out)
-    lse = merge_heads(lse, key_heads)
-    gradients = LogitGradients(tiles)
-    grad_value = torch.zeros_like(value)
-    for tile in tiles:
-        exponentiate_(tile.logits, lse[tile.heads, :, tile.rows])
-        upstream = grad_out[tile.heads, :, tile.rows].flatten(1, 2)
-        grad_value[tile.heads, tile.keys] += tile.logits.flatten(1, 2).mT @ upstream
-        grad_map = (upstream @ value[tile.heads, tile.keys].mT).view_as(tile.logits)
-        gradients.add(tile, tile.logits.mul_(grad_map.add_(shift[tile.heads, :, tile.rows, None])))
-    return *gradients.finish(query, key), grad_value.unflatten(0, key.shape[:2]).to(key.dtype)
+    return attend_backward(tiles, grad_out, grad_lse, query, key, value, out, lse)
 
 
 differentiate_attention(attention_with_lse, attention_with_lse_backward)
@@ -163,7 +123,7 @@ def key_moments(
 
     The weights are ``[batch or 1, heads or 1, sets, queries]``, lse is ``[batch, heads, queries]``.
     """
-    visibility = _visibility(query, key, offset, causal, window, key_mask, positions)
+    visibility = Visibility.from_arguments(query, key, offset, causal, window, key_mask, positions)
     tiles = LogitTiles(query, key, scale, visibility)
     weights = row_weights.to(tiles.precision).expand(*query.shape[:2], -1, -1)
     weights, lse = merge_heads(weights, key.shape[1]), _merge_lse(lse, key.shape[1])
@@ -193,7 +153,7 @@ def suffix_key_mass(
     positions: Tensor | None,
 ) -> Tensor:
     """Column sums over the rows from each block's first on, ``[batch, (heads,) query_blocks, keys]``."""
-    visibility = _visibility(query, key, offset, causal, window, key_mask, positions)
+    visibility = Visibility.from_arguments(query, key, offset, causal, window, key_mask, positions)
     tiles = LogitTiles(query, key, scale, visibility)
     lse = _merge_lse(lse, key.shape[1])
     blocks = -(-query.shape[2] // block_size)
@@ -242,7 +202,7 @@ def row_stats(
     positions: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log-sum-exp, largest logit, its key and entropy of every row, ``[batch, heads, queries]`` each."""
-    visibility = _visibility(query, key, offset, causal, window, key_mask, positions)
+    visibility = Visibility.from_arguments(query, key, offset, causal, window, key_mask, positions)
     tiles = LogitTiles(query, key, scale, visibility)
     lse = tiles.key.new_full(tiles.query.shape[:3], -torch.inf)
     highest, entropy = lse.clone(), torch.zeros_like(lse)
@@ -277,7 +237,7 @@ def tile_stats(
     positions: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sum, maximum, visible entries below eps and visible entries, ``[batch, heads, query_tiles, key_tiles]`` each."""
-    visibility = _visibility(query, key, offset, causal, window, key_mask, positions)
+    visibility = Visibility.from_arguments(query, key, offset, causal, window, key_mask, positions)
     tiles = LogitTiles(query, key, scale, visibility)
     lse = _merge_lse(lse, key.shape[1])
     shape = *tiles.query.shape[:2], -(-query.shape[2] // tile_rows), -(-key.shape[2] // tile_keys)
@@ -359,7 +319,7 @@ def mass_by_distance(
     positions: Tensor | None,
 ) -> Tensor:
     """Attention mass of every row in every band, ``[batch, heads, queries, bands]``."""
-    visibility = _visibility(query, key, offset, causal, window, key_mask, positions)
+    visibility = Visibility.from_arguments(query, key, offset, causal, window, key_mask, positions)
     tiles = LogitTiles(query, key, scale, visibility)
     lse = _merge_lse(lse, key.shape[1])
     bands = _Bands(query_places, key_places, edges)
@@ -385,7 +345,7 @@ def logit_by_distance(
     positions: Tensor | None,
 ) -> Tensor:
     """Mean visible logit of every band, ``[batch, heads, bands]``; NaN for a band without visible pairs."""
-    visibility = _visibility(query, key, offset, causal, window, key_mask, positions)
+    visibility = Visibility.from_arguments(query, key, offset, causal, window, key_mask, positions)
     tiles = LogitTiles(query, key, scale, visibility)
     bands = _Bands(query_places, key_places, edges)
     # A band may hold more pairs than float32 can count.
@@ -420,7 +380,7 @@ def submap(
 
     Queries are the chosen rows; columns are int64 ``[batch or 1, columns]``, or None for all.
     """
-    visibility = _visibility(query, key, offset, causal, window, key_mask, positions)
+    visibility = Visibility.from_arguments(query, key, offset, causal, window, key_mask, positions)
     tiles = LogitTiles(query, key, scale, visibility)
     lse = tiles.key.new_full(tiles.query.shape[:3], -torch.inf)
     width = key.shape[2] if columns is None else columns.shape[1]
@@ -465,7 +425,7 @@ def submap_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of query and key: ``ds_j = p_j * (g_j - sum_c p_c g_c)``, g zero outside the chosen columns."""
     key_heads = key.shape[1]
-    visibility = _visibility(query, key, offset, causal, window, key_mask, positions)
+    visibility = Visibility.from_arguments(query, key, offset, causal, window, key_mask, positions)
     tiles = LogitTiles(query, key, scale, visibility)
     gradients = LogitGradients(tiles)
     lse = merge_heads(lse, key_heads)

@@ -1,7 +1,7 @@
 """Walk over the softmax map a few rows at a time: every visible key of some rows, so that one pass normalises them."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -133,3 +133,71 @@ class LogitGradients:
     def finish(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients in the shapes and dtypes of query and key."""
         return split_heads(self._query, key.shape[1]).to(query.dtype), self._key.view(key.shape).to(key.dtype)
+
+
+Slopes = Callable[[Tile], Iterator[tuple[slice, Tensor]]]
+"""For a tile with its scores, runs of its keys whose scores change, each with the factors by which they do."""
+
+
+def attend(tiles: LogitTiles, value: Tensor, slopes: Slopes | None = None) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of the rows.
+
+    Args:
+        tiles: the walk over the scores.
+        value: ``[batch, key_heads, keys, value_dim]``.
+        slopes: factors of the scores; None for the scores as they are.
+
+    Returns:
+        ``[batch, heads, queries, value_dim]`` in value's dtype, and ``[batch, heads, queries]``.
+    """
+    key_heads, dtype = value.shape[1], value.dtype
+    value = value.flatten(0, 1).to(tiles.precision)
+    out = value.new_zeros(*tiles.query.shape[:3], value.shape[-1])
+    lse = out.new_full(out.shape[:3], -torch.inf)
+    for tile in tiles:
+        for part, slope in slopes(tile) if slopes else ():
+            tile.logits[..., part].mul_(slope)
+        factor, row_lse = exponentiate_(tile.logits, None)
+        weighted = tile.logits.flatten(1, 2) @ value[tile.heads, tile.keys]
+        out[tile.heads, :, tile.rows] = weighted.unflatten(1, factor.shape[1:3]) * factor
+        lse[tile.heads, :, tile.rows] = row_lse[..., 0]
+    return split_heads(out, key_heads).to(dtype), split_heads(lse, key_heads)
+
+
+def attend_backward(
+    tiles: LogitTiles,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    slopes: Slopes | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value: ``ds = slope * p * (dout @ v.T - (dout . out) + dlse)``.
+
+    A slope must be the derivative too, as it is where it depends on the score's sign alone.
+    """
+    key_heads = key.shape[1]
+    flat = value.flatten(0, 1).to(tiles.precision)
+    grad_out, out = (merge_heads(x, key_heads).to(tiles.precision) for x in (grad_out, out))
+    shift = torch.linalg.vecdot(grad_out, out).neg_()
+    if grad_lse is not None:
+        shift += merge_heads(grad_lse, key_heads)
+    lse = merge_heads(lse, key_heads)
+    gradients = LogitGradients(tiles)
+    grad_value = torch.zeros_like(flat)
+    for tile in tiles:
+        parts = list(slopes(tile)) if slopes else []
+        for part, slope in parts:
+            tile.logits[..., part].mul_(slope)
+        exponentiate_(tile.logits, lse[tile.heads, :, tile.rows])
+        upstream = grad_out[tile.heads, :, tile.rows].flatten(1, 2)
+        grad_value[tile.heads, tile.keys] += tile.logits.flatten(1, 2).mT @ upstream
+        grad_map = (upstream @ flat[tile.heads, tile.keys].mT).view_as(tile.logits)
+        grad = tile.logits.mul_(grad_map.add_(shift[tile.heads, :, tile.rows, None]))
+        for part, slope in parts:
+            grad[..., part].mul_(slope)
+        gradients.add(tile, grad)
+    return *gradients.finish(query, key), grad_value.unflatten(0, key.shape[:2]).to(value.dtype)

@@ -104,7 +104,7 @@ def linear_attention(
                 from attn.core_kernels.replace.linear_attention import launch
 
                 out, after = launch.attend(query, key, value, before, chunk_size=chunk_size, **arguments)
-    return out if after is None or not return_state else (out, after)
+    return (out, after) if after is not None and return_state else out
 
 
 def linear_attention_step(

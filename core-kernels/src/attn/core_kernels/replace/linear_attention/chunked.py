@@ -83,13 +83,12 @@ def chunked_sums(
         for row, (start, stop) in enumerate(sequence_spans(offsets, query.shape[2])):
             chunks = _Chunks(decay, age, start, stop, chunk_size, query.shape[1], total)
             rows = slice(None) if offsets is None else slice(row, row + 1)
-            past = None if state is None else state[rows]
             if not causal:
                 whole = chunks.outer_sum(key, value)
                 for span in chunks.spans:
                     total[:, :, span] = chunks.read(query, span) @ whole
                 continue
-            states = chunks.states(key, value, past)
+            states = chunks.states(key, value, None if state is None else state[rows])
             for span, past in zip(chunks.spans, states, strict=False):
                 q, k, v = (chunks.read(x, span) for x in (query, key, value))
                 within, from_past, _, _ = chunks.fading(span)
@@ -176,8 +175,9 @@ def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]  # noqa: ARG001
 
 def _backward(ctx, grad_total, grad_after):  # type: ignore[no-untyped-def]
     options = ctx.causal, ctx.return_state, ctx.chunk_size
-    *grads, grad_state = chunked_sums_backward(grad_total, grad_after, *ctx.saved_tensors, *options)
-    return *grads, None if ctx.saved_tensors[3] is None else grad_state, *(None,) * 6
+    saved = ctx.saved_tensors  # activation checkpointing gives them out once
+    *grads, grad_state = chunked_sums_backward(grad_total, grad_after, *saved, *options)
+    return *grads, None if saved[3] is None else grad_state, *(None,) * 6
 
 
 chunked_sums.register_autograd(_backward, setup_context=_save)

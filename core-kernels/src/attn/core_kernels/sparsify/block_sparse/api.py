@@ -7,11 +7,11 @@ implementation named does not serve the call, as `capability_table` says.
 import torch
 from torch import Tensor
 
-from attn.core_kernels.checks import check_query_key, check_scale, check_size, check_value
+from attn.core_kernels.checks import check_query_key, check_size, check_value
 from attn.core_kernels.implementations import Impl, choose_implementation
 from attn.core_kernels.observe.softmax_map.api import attention_with_lse
 from attn.core_kernels.sparsify.block_layout import BlockLayout
-from attn.core_kernels.visibility import make_visibility
+from attn.core_kernels.visibility import check_rule, hide_tokens
 
 
 def block_sparse_attention(
@@ -53,12 +53,11 @@ def block_sparse_attention(
     check_query_key(query, key)
     check_value(value, key)
     check_layout(layout, query, key)
-    scale = check_scale(scale, query.shape[3])
-    visibility = make_visibility(query, key, causal=causal, window=window, key_mask=key_mask)
+    scale, visibility, key = check_rule(query, key, causal=causal, window=window, key_mask=key_mask, scale=scale)
     if not isinstance(return_lse, bool):
         raise TypeError(f"return_lse must be a bool, got {type(return_lse).__name__}")
     if key_mask is not None:
-        key, value = (x.masked_fill(~key_mask[:, None, :, None], 0) for x in (key, value))
+        value = hide_tokens(value, key_mask)
     chosen = choose_implementation("block_sparse_attention", impl, query, key, value)
     if chosen == "reference":
         from attn.core_kernels.sparsify.block_sparse import reference
