@@ -4,12 +4,42 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
 
 from attn.shared_eval.data.benchmarks import decode_segmentation, polygons
+from attn.shared_eval.data.benchmarks.reasonseg import paint
 from attn.shared_eval.data.shapesworld import family, render
 
 mask_library = pytest.importorskip("pycocotools.mask")
+
+# polylines and fillPoly of OpenCV 4.14.0.
+CONVEX = [
+    "................",
+    ".####...........",
+    ".##########.....",
+    ".##############.",
+    ".#############..",
+    "..############..",
+    "..###########...",
+    "..##########....",
+    "..##########....",
+    "....#######.....",
+    "......#####.....",
+    "........##......",
+]
+CROSSING = [
+    "............#...",
+    "...........##...",
+    "..........##.###",
+    "........#######.",
+    "...###########..",
+    "#########.##....",
+    ".#######.##.....",
+    "..#####.##......",
+    "...###.##.......",
+    ".....####.......",
+    "....####........",
+    "...#...#........",
+]
 
 
 def masks():
@@ -34,12 +64,31 @@ def test_polygons_of_corners_decode_to_the_mask():
 
 def test_polygons_of_centers_paint_the_mask():
     for mask in masks():
-        canvas = Image.new("L", mask.shape[::-1])
+        painted = np.zeros_like(mask)
         for outline in polygons(mask, through_centers=True):
             assert mask[outline[:, 1], outline[:, 0]].all()
-            corners = [tuple(point) for point in outline.tolist()]
-            ImageDraw.Draw(canvas).polygon(corners * (2 if len(corners) == 1 else 1), fill=1, outline=1)
-        np.testing.assert_array_equal(np.asarray(canvas, dtype=bool), mask)
+            painted |= paint(outline, *mask.shape)
+        np.testing.assert_array_equal(painted, mask)
+
+
+@pytest.mark.parametrize(
+    ("points", "rows"),
+    [
+        ([[1, 1], [14, 3], [9, 11], [2, 8]], CONVEX),
+        ([[0, 5], [15, 2], [3, 11], [12, 0], [7, 11]], CROSSING),
+        ([[4, 4], [4, 4], [11, 4]], ["." * 16] * 4 + ["....########...."] + ["." * 16] * 7),
+    ],
+)
+def test_polygons_are_painted_as_opencv_paints_them(points, rows):
+    painted = paint(np.array(points), 12, 16)
+    assert ["".join(".#"[pixel] for pixel in row) for row in painted.astype(int).tolist()] == rows
+
+
+def test_what_lies_outside_the_picture_is_not_painted():
+    points = np.array([[-3, -3], [20, -3], [20, 4], [-3, 4]])
+    painted = paint(points, 6, 8)
+    assert painted[:5].all()
+    assert not painted[5:].any()
 
 
 def test_polygons_do_not_overlap_and_have_corners_only():
