@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from attn.shared_eval.data import shapes_tokenizer
-from attn.shared_eval.data.shapesworld import EDITS, Scene, edits, family, read_pie, render, write_pie
+from attn.shared_eval.data.benchmarks import read_pie, write_pie
+from attn.shared_eval.data.benchmarks.pie import bracketed_words
+from attn.shared_eval.data.shapesworld import EDITS, Scene, edits, family, render
 from attn.shared_eval.data.shapesworld.grammar import HELD_OUT
-from attn.shared_eval.data.shapesworld.pie import bracketed_words
 
 WORLDS = [
     ("pairs", {"pairs": "seen"}),
@@ -114,13 +115,3 @@ def test_a_written_pie_folder_reads_back(tmp_path):
         assert (item.original_prompt, item.editing_prompt) == (edit.marked_source, edit.marked_target)
         assert item.blended_word.split() == list(edit.blended)
     assert not list(tmp_path.glob("*.part"))
-
-
-def test_a_mask_that_does_not_fit_is_refused(tmp_path):
-    write_pie(tmp_path, EVERY[:1], 48)
-    file = tmp_path / "mapping_file.json"
-    file.write_text(re.sub(r'"mask": \[\s*\d+', '"mask": [99999', file.read_text()))
-    with pytest.raises(ValueError, match="mask of 000000000000 must be pairs of a start below 2304"):
-        read_pie(tmp_path)
-    with pytest.raises(FileNotFoundError):
-        read_pie(tmp_path / "nowhere")

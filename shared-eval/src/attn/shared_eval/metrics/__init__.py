@@ -7,7 +7,6 @@ from attn.shared_eval.metrics.amber import (
     AmberGenerative,
     AmberWords,
     amber_counts,
-    read_amber_annotations,
 )
 from attn.shared_eval.metrics.answers import MME_COGNITION, MME_PERCEPTION, Mme, Pope, parse_mme, parse_yes_no
 from attn.shared_eval.metrics.detection import ClassAgnosticRecall, matched_objects
@@ -69,7 +68,6 @@ __all__ = [
     "matched_objects",
     "parse_mme",
     "parse_yes_no",
-    "read_amber_annotations",
     "repeated_ngrams",
     "string_match_all",
     "string_match_any",

@@ -16,7 +16,6 @@ from attn.shared_eval.data.shapesworld.dataset import ScenesDataset, picture_ten
 from attn.shared_eval.data.shapesworld.edits import EDITS, Edit, edits
 from attn.shared_eval.data.shapesworld.families import FAMILIES, World, class_label, family
 from attn.shared_eval.data.shapesworld.noise import AnswerPrior, Detector, ImageDrop, PromptDrop, mean_picture
-from attn.shared_eval.data.shapesworld.pie import PieItem, read_pie, write_pie
 from attn.shared_eval.data.shapesworld.questions import QUESTIONS, Question, questions
 from attn.shared_eval.data.shapesworld.referring import REFERRING, Referring, referring
 from attn.shared_eval.data.shapesworld.renderer import PatchLabels, Picture, render
@@ -40,7 +39,6 @@ __all__ = [
     "Paragraph",
     "PatchLabels",
     "Picture",
-    "PieItem",
     "PromptDrop",
     "Question",
     "Referring",
@@ -60,8 +58,6 @@ __all__ = [
     "paragraph",
     "picture_tensors",
     "questions",
-    "read_pie",
     "referring",
     "render",
-    "write_pie",
 ]

@@ -1,7 +1,5 @@
-"""Edits in the file tree of PIE-Bench."""
+"""PIE-Bench (Ju et al., ICLR 2024): edits with their prompts and masks."""
 
-import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from attn.shared_eval.data.benchmarks.files import checked, read_json, write_image, write_json
 from attn.shared_eval.data.shapesworld.edits import Edit
 from attn.shared_eval.data.shapesworld.renderer import render, run_lengths
 
@@ -23,6 +22,16 @@ TYPE_IDS = {
     "change_style": "9",
 }
 """PIE-Bench's numbers of edit types; a pattern counts as a material. It also has 0, 4 (content) and 5 (pose)."""
+
+_FIELDS = {
+    "image_path": str,
+    "original_prompt": str,
+    "editing_prompt": str,
+    "editing_instruction": str,
+    "editing_type_id": str,
+    "blended_word": str,
+    "mask": list,
+}
 
 
 class PieItem(NamedTuple):
@@ -67,9 +76,7 @@ def write_pie(folder: str | Path, edits: Sequence[Edit], size: int) -> None:
         key = f"{number:012d}"
         path = f"{TYPE_IDS[edit.kind]}_{edit.kind}/{key}.png"
         for name, scene in (("annotation_images", edit.source), ("target_images", edit.target)):
-            file = folder / name / path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(render(scene, size).image).save(file)
+            write_image(folder / name / path, render(scene, size).image)
         mapping[key] = {
             "image_path": path,
             "original_prompt": edit.marked_source,
@@ -79,28 +86,32 @@ def write_pie(folder: str | Path, edits: Sequence[Edit], size: int) -> None:
             "blended_word": " ".join(edit.blended),
             "mask": _encoded(edit.mask(size)),
         }
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "mapping_file.json.part"
-    temporary.write_text(json.dumps(mapping, indent=1), encoding="utf-8")
-    os.replace(temporary, folder / "mapping_file.json")  # noqa: PTH105
+    write_json(folder / "mapping_file.json", mapping)
 
 
-def read_pie(folder: str | Path) -> list[PieItem]:
+def read_pie(folder: str | Path, *, edited_border: bool = False) -> list[PieItem]:
     """The items of a folder in PIE-Bench's format, in the order of their keys.
+
+    Args:
+        folder: holds ``mapping_file.json`` and ``annotation_images``.
+        edited_border: whether the outermost pixels belong to every mask, as the release's evaluation has it.
 
     Raises:
         FileNotFoundError: if the mapping or a picture is missing.
-        ValueError: if a mask does not fit its picture.
+        ValueError: naming the file and the key that is not as it must be, or if a mask does not fit its picture.
     """
     folder = Path(folder)
-    mapping = json.loads((folder / "mapping_file.json").read_text(encoding="utf-8"))
+    file = folder / "mapping_file.json"
     items = []
-    for key, row in sorted(mapping.items()):
+    for key, entry in sorted(checked(read_json(file), {}, str(file)).items()):
+        row = checked(entry, _FIELDS, f"{file}: {key}")
         image = np.asarray(Image.open(folder / "annotation_images" / row["image_path"]).convert("RGB"))
         result = folder / "target_images" / row["image_path"]
         target = np.asarray(Image.open(result).convert("RGB")) if result.exists() else None
-        mask = _decoded(key, row["mask"], image.shape[:2])
-        fields = {name: row[name] for name in PieItem._fields if name in row and name != "mask"}
+        mask = _decoded(f"{file}: {key}", row["mask"], image.shape[:2])
+        if edited_border:
+            mask[[0, -1]] = mask[:, [0, -1]] = True
+        fields = {name: row[name] for name in PieItem._fields if name in _FIELDS and name != "mask"}
         items.append(PieItem(name=key, image=image, target=target, mask=mask, **fields))
     return items
 
@@ -127,10 +138,10 @@ def _encoded(mask: np.ndarray) -> list[int]:
     return [int(n) for i in range(1, len(counts), 2) for n in (starts[i], counts[i])]
 
 
-def _decoded(key: str, pairs: list[int], shape: tuple[int, ...]) -> np.ndarray:
+def _decoded(place: str, pairs: list[int], shape: tuple[int, ...]) -> np.ndarray:
     flat = np.zeros(int(np.prod(shape)), dtype=bool)
     if len(pairs) % 2 or any(start < 0 or start >= flat.size for start in pairs[::2]):
-        raise ValueError(f"mask of {key} must be pairs of a start below {flat.size} and a length, got {pairs[:6]} ...")
+        raise ValueError(f"{place} must have a 'mask' of starts below {flat.size} and lengths, got {pairs[:6]} ...")
     for start, length in zip(pairs[::2], pairs[1::2], strict=True):
         flat[start : start + length] = True
     return flat.reshape(shape)
