@@ -189,7 +189,7 @@ def _sprite(shape: Shape, size: int, outlined: bool) -> _Sprite:
         pattern = _pattern(shape.pattern, extent, center, radius)
         pen = ImageDraw.Draw(pattern)
         for polygon in polygons:  # a rim of the shape's own color keeps its outline whole
-            pen.line([*polygon, *polygon[:4]], fill=0, width=max(2, radius // 4), joint="curve")
+            pen.line([*polygon, *polygon[:2]], fill=0, width=max(2, radius // 4))
         figures.append((_second_color(color), pattern))
     if outlined or shape.outline:
         stroke = Image.new("L", extent)
