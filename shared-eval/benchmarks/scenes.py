@@ -1,7 +1,7 @@
 """Measures how many scenes of ShapesWorld a second a processor draws: ``results/scenes.csv``.
 
-``python shared-eval/benchmarks/scenes.py``. The time is the processor's; on a machine that others use it is too long, not
-too short.
+``python shared-eval/benchmarks/scenes.py``. The time is the processor's, too long rather than too
+short on a machine that others use.
 """
 
 import csv
@@ -36,17 +36,15 @@ def device() -> str:
     """The processor's name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def main() -> None:
     """Measures every family at every size."""
     folder = Path(__file__).parent / "results"
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True, cwd=folder
-    ).stdout.strip()
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder).stdout.strip()  # noqa: S603
     common = {
         "device": device(),
         "python": platform.python_version(),
