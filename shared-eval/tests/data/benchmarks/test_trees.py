@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 from collections import Counter
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -268,6 +269,15 @@ def test_amber_tells_what_is_true(tmp_path):
             kind = next(k for k in KINDS if words[-1].startswith(k))
             number = ["zero", "one", "two", "three", "four", "five", "six"].index(words[2])
             assert item.label == (number == sum(shape.kind == kind for shape in shapes))
+        elif item.kind == "relation":
+            subject, relation, other = re.fullmatch(
+                r"Is the (.+) (left of|right of|above|below) the (.+) in this image\?", item.text
+            ).groups()
+            (a,), (b,) = (
+                [s for s in shapes if set(w.split()) <= {s.kind, s.color, s.size, s.pattern}] for w in (subject, other)
+            )
+            truth = {"left of": a.x < b.x, "right of": a.x > b.x, "above": a.y < b.y, "below": a.y > b.y}
+            assert item.label == truth[relation]
     assert {item.kind for item in asked} == {"existence", "state", "number", "relation"}
     assert {item.label for item in asked if item.kind == "relation"} == {True, False}
     parts = {"existence": {"existence"}, "attribute": {"state", "number"}, "relation": {"relation"}}

@@ -1,7 +1,7 @@
 """COCO (Lin et al., ECCV 2014): instances and captions."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,6 +121,11 @@ def instances(
 ) -> tuple[dict[int, Record], dict[int, list[CocoObject]], dict[int, Record]]:
     """Images by id, objects by image, categories by id, of a file like COCO's ``instances``.
 
+    Args:
+        content: of the file.
+        file: its name, for errors.
+        image_fields: keys that an image must have beside its number and size.
+
     Raises:
         ValueError: naming the file and the key that is not as it must be.
     """
@@ -190,7 +195,7 @@ def kind_records() -> list[Record]:
     return [{"id": number, "name": kind, "supercategory": "shape"} for number, kind in enumerate(KINDS, start=1)]
 
 
-def annotation_records(picture: Picture, image: int, first: int, category: Any) -> list[Record]:
+def annotation_records(picture: Picture, image: int, first: int, category: Callable[[str, str], int]) -> list[Record]:
     """The entries of the visible objects of a picture, numbered from ``first``, in order.
 
     Args:

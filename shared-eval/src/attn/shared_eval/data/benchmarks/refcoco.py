@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg (Yu et al., ECCV 2016; Mao et al., CVPR 2016), and with false premises."""
+"""RefCOCO, RefCOCO+, RefCOCOg (Yu et al., ECCV 2016; Mao et al., CVPR 2016), also with false premises."""
 
 import io
 import pickle
