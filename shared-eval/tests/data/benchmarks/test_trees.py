@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from attn.shared_eval.data.benchmarks import (
@@ -40,7 +41,7 @@ from attn.shared_eval.data.benchmarks import (
 )
 from attn.shared_eval.data.shapesworld import caption, edits, family, referring, render
 from attn.shared_eval.data.shapesworld.grammar import HELD_OUT, KINDS, PARTNERS
-from attn.shared_eval.metrics import AmberWords
+from attn.shared_eval.metrics import AmberWords, LvisFixedAP
 
 COCO = pytest.importorskip("pycocotools.coco").COCO
 SIZE = 48
@@ -214,6 +215,24 @@ def test_lvis_lists_what_is_absent(tmp_path):
     assert len(boxes_only.objects) == len(SCENES[0].objects)
     with pytest.raises(ValueError, match="segmentation must be a list of polygons"):
         boxes_only.masks()
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_the_annotations_of_lvis_as_detections_have_an_ap_of_one(tmp_path, iou_type):
+    images, categories = read_lvis(write_lvis(tmp_path, SCENES, SIZE), tmp_path)
+    numbers = {category.name: category.id for category in categories}
+    metric = LvisFixedAP({category.id: category.frequency for category in categories}, iou_type)
+    for entry in images:
+        left, top, width, height = torch.tensor([found.box for found in entry.image.objects]).T
+        labels = torch.tensor([numbers[found.category] for found in entry.image.objects])
+        found = {
+            "boxes": torch.stack([left, top, left + width, top + height], dim=1),
+            "masks": torch.from_numpy(entry.image.masks()),
+            "labels": labels,
+        }
+        known = {name: torch.tensor(sorted(getattr(entry, name))) for name in ("negative", "not_exhaustive")}
+        metric.update([found | {"scores": torch.ones(len(labels))}], [found | known])
+    assert float(metric.compute()["ap"]) == 1
 
 
 @pytest.mark.parametrize("ending", ["json", "jsonl"])
