@@ -24,7 +24,7 @@ from attn.core_kernels.checks import (
     check_value,
 )
 from attn.core_kernels.implementations import Impl, choose_implementation
-from attn.core_kernels.observe.softmax_map import blockwise, reference
+from attn.core_kernels.observe.softmax_map import blockwise, reference, sdpa
 from attn.core_kernels.observe.softmax_map.results import KeyMoments, RowStats, TileStats
 from attn.core_kernels.visibility import Visibility, check_rule, hide_tokens, make_visibility
 
@@ -59,8 +59,9 @@ def attention_with_lse(
 
     Returns:
         Output ``[batch, heads, queries, value_dim]`` in query's dtype, and lse ``[batch, heads, queries]``, natural
-        log. On CPU the kernel behind scaled_dot_product_attention computes both if it can (no window, as many queries
-        as keys if causal, one head_dim); for bfloat16 and float16 its lse is good to about 1e-4.
+        log. The kernel behind scaled_dot_product_attention computes both if it can (no window, as many queries as keys
+        if causal, one head_dim; on CUDA half precision and no key mask): with ``"torch"``, and with ``"auto"`` also on
+        CUDA if no gradient is asked for. On CPU its lse is good to about 1e-4 for bfloat16 and float16.
     """
     check_query_key(query, key)
     check_value(value, key)
@@ -68,6 +69,9 @@ def attention_with_lse(
     if key_mask is not None:
         value = hide_tokens(value, key_mask)
     chosen = choose_implementation("attention_with_lse", impl, query, key, value)
+    needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    if impl == "auto" and not needs_gradient and sdpa.serves(query, value, *visibility.as_arguments()):
+        chosen = "torch"  # which calls PyTorch's kernel; its backward, blockwise, is the slower one
     if chosen == "reference":
         return reference.attention_with_lse(query, key, value, scale, visibility)
     return _registered(chosen).attention_with_lse(query, key, value, scale, *visibility.as_arguments())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from attn.core_kernels.observe.softmax_map import sdpa
 from attn.core_kernels.observe.softmax_map.registration import differentiate_attention, differentiate_submap, register
 from attn.core_kernels.observe.softmax_map.tiles import (
     LogitGradients,
@@ -51,30 +52,9 @@ def attention_with_lse(
 ) -> tuple[Tensor, Tensor]:
     """Output ``[batch, heads, queries, value_dim]`` in query's dtype and lse ``[batch, heads, queries]``."""
     visibility = Visibility.from_arguments(query, key, offset, causal, window, key_mask, positions)
-    by_flash = (
-        window is None and positions is None and (not causal or offset == 0) and value.shape[-1] == query.shape[-1]
-    )
-    if by_flash and query.device.type == "cpu" and query.numel():
-        return _flash_on_cpu(query, key, value, scale, causal, key_mask)
+    if sdpa.serves(query, value, *visibility.as_arguments()):
+        return sdpa.attend(query, key, value, scale, causal, key_mask)
     return attend(LogitTiles(query, key, scale, visibility), value)
-
-
-def _flash_on_cpu(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, key_mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """PyTorch's own kernel, the one behind scaled_dot_product_attention, which returns the log-sum-exp as well."""
-    # The kernel reads rows as if they were dense, whatever their last stride.
-    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
-    bias = None
-    if key_mask is not None:
-        bias = torch.zeros(key_mask.shape, dtype=query.dtype).masked_fill_(~key_mask, -torch.inf)[:, None, None]
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, is_causal=causal, attn_mask=bias, scale=scale
-    )
-    if key_mask is not None:  # the kernel gives 0 where no key is visible
-        seen = key_mask.cumsum(-1)[:, None, -query.shape[2] :] if causal else key_mask.sum(-1)[:, None, None]
-        lse = lse.masked_fill(seen == 0, -torch.inf)
-    return out.contiguous(), lse.contiguous()
 
 
 @register
