@@ -82,6 +82,8 @@ def measure(benchmark: Benchmark, shape: dict[str, int], device: torch.device) -
     times: dict[str, list[float]] = {}
     inputs = tuple(x.detach().to(device).requires_grad_(x.requires_grad) for x in benchmark.inputs(**shape))
     for name, candidate in benchmark.candidates.items():
+        if candidate.devices and device.type not in candidate.devices:
+            continue
         if shape["tokens"] > benchmark.largest.get(name, shape["tokens"]):
             continue
         error = relative_error(candidate, inputs)

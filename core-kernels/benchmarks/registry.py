@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from attn.core_kernels import (
     BlockLayout,
@@ -39,10 +40,12 @@ class Candidate:
     Args:
         call: from the inputs to the tensor whose error and gradient are measured.
         exact: the same mathematics for float64 inputs; its result is the truth.
+        devices: types of the devices that it is measured on; empty means all.
     """
 
     call: Callable[..., Tensor]
     exact: Callable[..., Tensor]
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,10 +254,32 @@ def best_blocks(tokens: int, percent: int, device: torch.device) -> BlockLayout:
     return BlockLayout.from_scores(scores, tokens, tokens, top_k=max(blocks * percent // 100, 1)).to(device)
 
 
-def block_sparse(query: Tensor, key: Tensor, value: Tensor, percent: Tensor) -> Tensor:
-    """Attention over the kept blocks."""
-    layout = best_blocks(query.shape[2], int(percent), query.device)
-    return block_sparse_attention(query, key, value, layout)  # type: ignore[return-value]
+def block_sparse(impl: str) -> Callable[..., Tensor]:
+    """Attention over the kept blocks by one implementation."""
+
+    def call(query: Tensor, key: Tensor, value: Tensor, percent: Tensor) -> Tensor:
+        layout = best_blocks(query.shape[2], int(percent), query.device)
+        return block_sparse_attention(query, key, value, layout, impl=impl)  # type: ignore[arg-type,return-value]
+
+    return call
+
+
+@functools.cache
+def best_block_mask(tokens: int, percent: int, device: torch.device) -> BlockMask:
+    """The same for FlexAttention."""
+    return best_blocks(tokens, percent, device).to_block_mask()
+
+
+def flex(query: Tensor, key: Tensor, value: Tensor, percent: Tensor) -> Tensor:
+    """FlexAttention as its user would call it, the mask made before."""
+    block_mask = best_block_mask(query.shape[2], int(percent), query.device)
+    return compiled_flex_attention()(query, key, value, block_mask=block_mask)  # type: ignore[no-any-return]
+
+
+@functools.cache
+def compiled_flex_attention() -> Callable[..., Tensor]:
+    """Compiled once."""
+    return torch.compile(flex_attention)  # type: ignore[return-value]
 
 
 def dense(query: Tensor, key: Tensor, value: Tensor, _percent: Tensor) -> Tensor:
@@ -296,7 +321,9 @@ BENCHMARKS = {
         inputs=sparse_inputs,
         candidates={
             "sdpa": Candidate(call=dense, exact=dense),
-            "torch": Candidate(call=block_sparse, exact=block_sparse),
+            "torch": Candidate(call=block_sparse("torch"), exact=block_sparse("torch")),
+            "triton": Candidate(call=block_sparse("triton"), exact=block_sparse("torch"), devices=("cuda",)),
+            "flex": Candidate(call=flex, exact=block_sparse("torch"), devices=("cuda",)),
         },
         baseline="sdpa",
         largest={},
