@@ -74,3 +74,13 @@ def test_the_table_is_written_and_a_fault_is_a_failure(benchmarks, output_build,
     with path.open(newline="") as file:
         assert [row["verdict"][:6] for row in csv.DictReader(file)] == ["ok", "spills"]
     assert [entry.name for entry in path.parent.iterdir()] == ["table.csv"]
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_every_entry_of_the_tuning_table_of_block_sparse_attention_is_compiled():
+    from builds import block_sparse
+
+    from attn.core_kernels.sparsify.block_sparse.launch import TUNING
+
+    listed = {(x.kernel.__name__, *x.case.split()) for x in block_sparse.builds() if "sm_80" in x.targets}
+    assert listed == {(*entry, str(width)) for entry in TUNING for width in (64, 128, 256)}

@@ -21,8 +21,8 @@ class Tuning(NamedTuple):
     num_stages: int
 
 
-# By kernel and dtype for rows of up to 64, 128 and 256 numbers. No entry spills on sm_80, sm_90 or sm_100, which
-# benchmarks/compile_table.py checks; times were not measured yet.
+# By kernel and dtype for rows of up to 64, 128 and 256 numbers. No entry spills on sm_80, sm_90 or sm_100, most of which
+# benchmarks/compile_table.py checks again; times were not measured yet.
 TUNING = {
     ("attention_kernel", "bfloat16"): (
         Tuning(128, 64, 256, 8, 3),
@@ -135,7 +135,7 @@ def block_sparse_attention(
     lse = query.new_empty(batch, heads, queries, dtype=torch.float32)
     layout = block_size, layout_batch, layout_heads
     _launch(
-        kernels.attention_kernel, (batch, heads, queries), (query, key, value, key_mask, *tables[:3], tables[6]),
+        kernels.attention_kernel, (batch, heads, queries), (query, key, value), key_mask, [*tables[:3], tables[6]],
         (out, lse), (), layout, scale, causal, window,
     )  # fmt: skip
     return out, lse
@@ -167,11 +167,11 @@ def block_sparse_attention_backward(
     of_rows = grad_out, lse.contiguous(), shift.contiguous()
     rule = (block_size, layout_batch, layout_heads), scale, causal, window
     _launch(
-        kernels.query_bwd_kernel, query.shape[:3], (query, key, value, key_mask, *tables[:3], tables[6]),
+        kernels.query_bwd_kernel, query.shape[:3], (query, key, value), key_mask, [*tables[:3], tables[6]],
         (*of_rows, grad_query), grad_out.stride()[:3], *rule,
     )  # fmt: skip
     _launch(
-        kernels.key_bwd_kernel, key.shape[:3], (query, key, value, key_mask, *tables[3:]),
+        kernels.key_bwd_kernel, key.shape[:3], (query, key, value), key_mask, tables[3:],
         (*of_rows, grad_key, grad_value), grad_out.stride()[:3], *rule,
     )  # fmt: skip
     return grad_query, grad_key, grad_value
@@ -182,8 +182,10 @@ complete(block_sparse_attention, block_sparse_attention_backward)
 
 def _launch(
     kernel: triton.runtime.JITFunction,
-    owners: tuple[int, int, int],
-    inputs: tuple[Tensor | None, ...],
+    owners: tuple[int, ...],
+    rows: tuple[Tensor, Tensor, Tensor],
+    key_mask: Tensor | None,
+    tables: list[Tensor],
     others: tuple[Tensor, ...],
     other_strides: tuple[int, ...],
     layout: tuple[list[int], int, int],
@@ -196,7 +198,9 @@ def _launch(
     Args:
         kernel: one of `kernels`.
         owners: batch, heads and tokens of what the programs own.
-        inputs: query, key, value, key_mask, the table's three tensors and the tiles.
+        rows: query, key and value.
+        key_mask: bool ``[batch, keys]`` or None.
+        tables: the table's three tensors and the tiles.
         others: what else the kernel reads, and what it writes.
         other_strides: strides of it.
         layout: block size, batch and heads of the layout.
@@ -204,7 +208,8 @@ def _launch(
         causal: whether keys after a query are hidden.
         window: distance from which keys are hidden, or None.
     """
-    query, key, value, key_mask, *table, tiles = inputs
+    query, key, value = rows
+    *table, tiles = tables
     (queries, head_dim), (keys, value_dim), heads = query.shape[2:], value.shape[2:], query.shape[1]
     block_size, layout_batch, layout_heads = layout
     rocm = torch.version.hip is not None
