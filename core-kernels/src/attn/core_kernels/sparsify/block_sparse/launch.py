@@ -21,8 +21,8 @@ class Tuning(NamedTuple):
     num_stages: int
 
 
-# By kernel and dtype for rows of up to 64, 128 and 256 numbers. No entry spills on sm_80, sm_90 or sm_100, most of which
-# benchmarks/compile_table.py checks again; times were not measured yet.
+# By kernel and dtype for rows of up to 64, 128 and 256 numbers. No entry spills on sm_80, sm_90 or sm_100, which
+# benchmarks/compile_table.py checks for most; times were not measured yet.
 TUNING = {
     ("attention_kernel", "bfloat16"): (
         Tuning(128, 64, 256, 8, 3),
