@@ -339,3 +339,10 @@ SCORES = torch.zeros(2, 2)
 def test_an_error_names_the_argument(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_block_mask_is_for_a_multiple_of_the_layouts_heads():
+    layout = BlockLayout.from_blocks(torch.ones(2, 1, 1, dtype=torch.bool), 4, 4, block_size=4)
+    assert layout.to_block_mask(6).kv_num_blocks.shape == (1, 6, 1)
+    with pytest.raises(ValueError, match="heads must be a multiple of the layout's 2, got 3"):
+        layout.to_block_mask(3)
