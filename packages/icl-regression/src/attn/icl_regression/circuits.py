@@ -1,10 +1,10 @@
 """Query-key and output-value circuits of attention heads."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 __all__ = ["Circuits", "layer_circuits"]
 
@@ -23,14 +23,14 @@ class Circuits(NamedTuple):
 
 
 @torch.no_grad()
-def layer_circuits(attention: nn.Module, heads: Sequence[int] | None = None) -> Circuits:
+def layer_circuits(attention: Any, heads: Sequence[int] | None = None) -> Circuits:
     """The circuits of an attention module of transformers: with q_proj, k_proj, v_proj and o_proj, or GPT-2's.
 
-    Biases, rotary embeddings and norms of queries and keys are left out: with rotary embeddings, the query-key circuit is
-    that of a token and itself.
+    Biases, rotary embeddings and norms of queries and keys are left out: with rotary embeddings, the query-key circuit
+    is that of a token and itself.
 
     Args:
-        attention: the module; of a Llama, ``model.model.layers[i].self_attn``, of a GPT-2, ``model.transformer.h[i].attn``.
+        attention: the module, ``model.model.layers[i].self_attn`` of a Llama or ``model.transformer.h[i].attn`` of GPT-2.
         heads: which heads; None is all. Memory is ``2 * heads * width**2`` numbers.
 
     Raises:
@@ -38,12 +38,12 @@ def layer_circuits(attention: nn.Module, heads: Sequence[int] | None = None) -> 
         ValueError: if there is no such head.
     """
     if hasattr(attention, "c_attn") and hasattr(attention, "c_proj"):
-        projections = attention.c_attn.weight.mT.chunk(3)  # type: ignore[union-attr, operator]
-        output, scale = attention.c_proj.weight.mT, attention.scaling  # type: ignore[union-attr]
+        projections = attention.c_attn.weight.mT.chunk(3)
+        output, scale = attention.c_proj.weight.mT, attention.scaling
         head_dim = attention.head_dim
     elif all(hasattr(attention, f"{name}_proj") for name in "qkvo"):
         projections = [getattr(attention, f"{name}_proj").weight for name in "qkv"]
-        output, scale, head_dim = attention.o_proj.weight, attention.scaling, attention.head_dim  # type: ignore[union-attr]
+        output, scale, head_dim = attention.o_proj.weight, attention.scaling, attention.head_dim
     else:
         raise NotImplementedError(
             "attention must have q_proj, k_proj, v_proj and o_proj, or c_attn and c_proj as GPT-2, "

@@ -19,8 +19,8 @@ class MultiHeadICL(nn.Module):
     .. math:: \hat y = \sum_h W_O^h W_V^h \sum_l a^h_l z_l, \quad
         a^h = \mathrm{softmax}_l \big(z_l^\top W_K^{h\top} W_Q^h z_q / \sqrt{d_{token}}\big)
 
-    Every head has the full width of a token. Several models may be computed side by side on the same prompts; they share
-    nothing but these.
+    Every head has the full width of a token. Several models may be computed side by side on the same prompts; they
+    share nothing but these.
 
     Args:
         d_token: width of a token, d + n_out.

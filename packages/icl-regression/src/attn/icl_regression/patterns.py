@@ -1,4 +1,4 @@
-"""How far the circuits of a trained model show the paper's patterns (section 3; multi-task, the section on several tasks)."""
+"""How far the circuits of a trained model show the paper's patterns, with one task and with several."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ ACTIVE = 0.05  # a head is active from this share of the largest product of omeg
 
 
 def scales(circuits: Circuits) -> tuple[Tensor, Tensor]:
-    """Omega and mu of every head, ``[heads]``: the mean of the query-key diagonal on the covariates, and the label's entry.
+    """Omega and mu of every head, ``[heads]``: mean query-key diagonal on the covariates, and the label's entry.
 
     Args:
         circuits: of a model with one label.
@@ -65,7 +65,7 @@ class PatternReport:
 
     @property
     def complete(self) -> bool:
-        """All patterns at once: diagonal >= 0.95, homogeneity <= 0.1, last_entry >= 0.95, zero_sum <= 0.05, both signs."""
+        """All patterns: diagonal and last_entry >= 0.95, homogeneity <= 0.1, zero_sum <= 0.05, heads of both signs."""
         shares = self.diagonal >= 0.95 and self.homogeneity <= 0.1 and self.last_entry >= 0.95
         return shares and self.zero_sum <= 0.05 and self.opposite
 
@@ -111,10 +111,10 @@ class MultiTaskReport:
         diagonals: query-key diagonal on the covariates, ``[heads, d]``.
         mu: entry of each label in the output of its own task, ``[heads, tasks]``.
         active: whether a head's share in the predictions exceeds 0.05 of the largest head's, bool ``[heads]``.
-        participation: tasks that a head serves, mean over active heads: (sum c)^2 / sum c^2 for c of a task |mu| times the
-            mean size of the diagonal on its coordinates; between 1 and the number of tasks.
-        projector: correlation of a head's diagonal, up to its sign, with the indicator of the coordinates of the task that
-            it serves most, mean over active heads.
+        participation: tasks that a head serves, mean over active heads: (sum c)^2 / sum c^2 for c of a task |mu| times
+            the mean size of the diagonal on its coordinates; between 1 and the number of tasks.
+        projector: correlation of a head's diagonal, up to its sign, with the indicator of the coordinates of the task
+            that it serves most, mean over active heads.
         cross: largest entry of one task's label in the output of another, over the largest of all.
         zero_sum: absolute sum of mu over heads over its largest entry, for the worst task.
     """

@@ -61,8 +61,8 @@ class LinearRegressionTask:
         d: number of covariates.
         length: tokens of a context, L.
         noise_var: variance of the noise, sigma^2.
-        correlation: rho; Sigma is rho to the power of the distance of two coordinates, and the identity for 0. The paper's
-            anisotropic covariates have 0.5.
+        correlation: rho; Sigma is rho to the power of the distance of two coordinates, and the identity for 0. The
+            paper's anisotropic covariates have 0.5.
 
     Raises:
         ValueError: if d or length is not positive, noise_var negative, or correlation not in [0, 1).
@@ -110,8 +110,8 @@ class LinearRegressionTask:
 class MultiTaskRegression:
     """Several regressions of the same covariates, each on coordinates of its own, which may overlap.
 
-    x ~ N(0, I_d); of task t, beta_t ~ N(0, I) on its d_t coordinates and the noise has variance ``noise_var * d_t``. The
-    query's targets are without noise. The defaults are the paper's: coordinates 1 to 4 and 3 to 6.
+    x ~ N(0, I_d); of task t, beta_t ~ N(0, I) on its d_t coordinates and the noise has variance ``noise_var * d_t``.
+    The query's targets are without noise. The defaults are the paper's: coordinates 1 to 4 and 3 to 6.
 
     Attributes:
         supports: the coordinates of each task, from 0.

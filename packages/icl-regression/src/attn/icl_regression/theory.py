@@ -1,6 +1,7 @@
 """Closed forms: the reduced loss of the two scales of each head, its minimizers and gradient flow, and risks.
 
-Throughout, x ~ N(0, I_d), beta ~ N(0, I / d), and risks are mean squared errors that include the noise of the query's label.
+Throughout, x ~ N(0, I_d) and beta ~ N(0, I / d), and risks are mean squared errors that include the noise of the
+query's label.
 """
 
 import math
@@ -28,7 +29,8 @@ def reduced_loss(omega: Tensor, mu: Tensor, *, d: int = 5, length: int = 40, noi
         + \mu^\top \big[\omega \omega^\top + \tfrac{1 + \sigma^2}{L} \exp(d\, \omega \omega^\top)\big] \mu
 
     Args:
-        omega, mu: ``[..., heads]``.
+        omega: scale of each head's query-key circuit, ``[..., heads]``.
+        mu: scale of its output-value circuit, ``[..., heads]``.
         d: number of covariates.
         length: tokens of a context, L.
         noise_var: sigma^2.
@@ -44,7 +46,9 @@ def best_mu(omega: Tensor, *, d: int = 5, length: int = 40, noise_var: float = 0
 
     Args:
         omega: ``[..., heads]``.
-        d, length, noise_var: as of `reduced_loss`.
+        d: number of covariates.
+        length: tokens of a context, L.
+        noise_var: sigma^2.
     """
     return (torch.linalg.pinv(_gram(omega, d, length, noise_var), hermitian=True) @ omega[..., None])[..., 0]
 
@@ -62,10 +66,13 @@ def gradient_flow(
     """Gradient flow of half the `reduced_loss` by Euler's method, in float64.
 
     Args:
-        omega, mu: initial values, ``[..., heads]``.
+        omega: initial scales of the query-key circuits, ``[..., heads]``.
+        mu: of the output-value circuits, ``[..., heads]``.
         steps: number of steps.
         step_size: time of a step; at most 0.01 keeps exp(d omega^2) from running away.
-        d, length, noise_var: as of `reduced_loss`.
+        d: number of covariates.
+        length: tokens of a context, L.
+        noise_var: sigma^2.
 
     Returns: omega and mu at every step, float64 ``[steps + 1, ..., heads]``.
     """
@@ -92,7 +99,9 @@ def gradient_descent_risk(step: float, *, d: int = 5, length: int = 40, noise_va
 
     Args:
         step: size of the step, eta.
-        d, length, noise_var: as of `reduced_loss`.
+        d: number of covariates.
+        length: tokens of a context, L.
+        noise_var: sigma^2.
     """
     return 1 + noise_var - 2 * step + step**2 * (1 + (d + 1 + noise_var * d) / length)
 
@@ -114,13 +123,14 @@ def bayes_risk_limit(ratio: float, noise_var: float) -> float:
 
 
 def best_preconditioner(covariance: Tensor, *, length: int = 40, noise_var: float = 0.1) -> Tensor:
-    """The best matrix Gamma of y = sum_l y_l <x_l, Gamma x_q> / L for x ~ N(0, Sigma): pre-conditioned gradient descent.
+    """The best Gamma of pre-conditioned gradient descent, y = sum_l y_l <x_l, Gamma x_q> / L, for x ~ N(0, Sigma).
 
     ((1 + 1 / L) Sigma + (tr Sigma + sigma^2 d) / L I)^-1.
 
     Args:
         covariance: Sigma, ``[d, d]``.
-        length, noise_var: as of `reduced_loss`.
+        length: tokens of a context, L.
+        noise_var: sigma^2.
     """
     d = len(covariance)
     identity = torch.eye(d, dtype=covariance.dtype, device=covariance.device)

@@ -1,4 +1,4 @@
-"""Training on fresh prompts (the appendix on experiments): Lightning module, data module, and the history of the heads."""
+"""Training on fresh prompts: Lightning module, data module, and the history of the heads."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,12 +18,14 @@ __all__ = ["HeadHistory", "ICLTraining", "PromptBatches", "PromptData", "Risk"]
 
 
 class Risk(Metric):
-    """Mean squared error of each of several models, float64 ``[models]``; sums and counts, so that batches do not matter.
+    """Mean squared error of each of several models, float64 ``[models]``; how prompts are batched does not matter.
 
     Args:
         models: how many.
     """
 
+    total: Tensor
+    count: Tensor
     full_state_update = False
     higher_is_better = False
 
