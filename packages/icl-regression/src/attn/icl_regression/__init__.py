@@ -10,7 +10,7 @@ from attn.icl_regression.estimators import (
     softmax_heads,
     split_prompts,
 )
-from attn.icl_regression.model import LinearICL, MultiHeadICL
+from attn.icl_regression.model import LinearICL, MultiHeadICL, SideBySide
 from attn.icl_regression.patterns import (
     MultiTaskReport,
     PatternReport,
@@ -40,6 +40,7 @@ __all__ = [
     "MultiTaskReport",
     "PatternReport",
     "Prompts",
+    "SideBySide",
     "bayes_risk_limit",
     "best_mu",
     "best_preconditioner",

@@ -30,7 +30,7 @@ def layer_circuits(attention: Any, heads: Sequence[int] | None = None) -> Circui
     is that of a token and itself.
 
     Args:
-        attention: the module, ``model.model.layers[i].self_attn`` of a Llama or ``model.transformer.h[i].attn`` of GPT-2.
+        attention: the module, ``model.layers[i].self_attn`` of a Llama or ``model.h[i].attn`` of a GPT-2.
         heads: which heads; None is all. Memory is ``2 * heads * width**2`` numbers.
 
     Raises:

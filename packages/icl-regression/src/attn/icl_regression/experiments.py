@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from attn.icl_regression import plots
 from attn.icl_regression.circuits import Circuits
@@ -26,7 +26,7 @@ from attn.icl_regression.estimators import (
     softmax_heads,
     split_prompts,
 )
-from attn.icl_regression.model import LinearICL, MultiHeadICL
+from attn.icl_regression.model import LinearICL, MultiHeadICL, SideBySide
 from attn.icl_regression.patterns import multi_task_report, pattern_report
 from attn.icl_regression.task import LinearRegressionTask, MultiTaskRegression, Prompts, Task, random_stream
 from attn.icl_regression.theory import (
@@ -70,6 +70,7 @@ MINI_LENGTHS = (10, 20, 40, 80, 160)
 PAPER_LENGTHS = (*range(10, 101, 5), 160)
 
 OMEGA, MU = 0.13, 3.45  # of the two-head closed form in the paper's figure of risks
+FLOW, LONG_FLOW = 3000, 12_000  # steps of gradient flow: of the paper's figure, and until one head has settled
 TWO_HEADS = torch.tensor([1.0, -1.0], dtype=torch.float64)
 
 
@@ -82,14 +83,12 @@ class NonnegativeICL(MultiHeadICL):
         return Circuits(query_key, output_value.abs())
 
 
-@dataclass(frozen=True)
-class PermutedTask(LinearRegressionTask):
-    """The control in which every prompt has the target of its neighbour in the batch: nothing can be learned."""
+class PermutedICL(MultiHeadICL):
+    """The control that sees the context of another prompt of the batch: nothing can be learned."""
 
-    def prompts(self, count: int, random: np.random.Generator, *, length: int | None = None) -> Prompts:
-        """As `LinearRegressionTask.prompts`, with targets of other prompts."""
-        prompts = super().prompts(count, random, length=length)
-        return prompts._replace(target=prompts.target.roll(1, dims=0))
+    def forward(self, context: Tensor, query: Tensor) -> Tensor:
+        """Predictions of every model from its neighbour's context."""
+        return super().forward(context.roll(1, dims=0), query)
 
 
 @experiment
@@ -101,24 +100,18 @@ def single_task(context: Context) -> Outcome:
     mini = context.tier == "mini"
     task = LinearRegressionTask()
     schedule, baseline = (MINI, MINI) if mini else (PAPER, PAPER_BASELINE)
-    counts = {1: 2, 2: 8, 4: 6} if mini else {1: 1, 2: 3, 4: 1, 8: 1}
+    counts = {1: 2, 2: 6, 4: 4} if mini else {1: 1, 2: 3, 4: 1, 8: 1}
     heads = [number for number, count in counts.items() for _ in range(count)]
-    training = _Training(context, schedule.steps + 3 * baseline.steps)
+    training = _Training(context, schedule.steps + baseline.steps)
 
     torch.manual_seed(context.seed)
     model = MultiHeadICL(6, heads)
+    figures = _pattern_figures(model, range(len(heads)), "untrained")
     history = training.fit("softmax", model, task, schedule)
-    torch.manual_seed(context.seed)
     linear = LinearICL(6, (2, 2), length=task.length)
-    training.fit("linear", linear, task, baseline)
-    torch.manual_seed(context.seed)
-    nonnegative = NonnegativeICL(6, (2,) * 4)
-    training.fit("nonnegative", nonnegative, task, baseline)
-    torch.manual_seed(context.seed)
-    permuted = MultiHeadICL(6, (2,) * 4)
-    training.fit("permuted", permuted, PermutedTask(), baseline)
+    nonnegative, permuted = NonnegativeICL(6, (2,) * 4), PermutedICL(6, (2,) * 3)
+    training.fit("baselines", SideBySide(linear, nonnegative, permuted), task, baseline)
 
-    figures: dict[str, float] = {}
     for number in counts:
         chosen = [index for index, count in enumerate(heads) if count == number]
         figures |= _pattern_figures(model, chosen, str(number))
@@ -134,7 +127,7 @@ def single_task(context: Context) -> Outcome:
         "debiased": _on_single(debiased_gradient_descent, step=best_step()),
         "ridge": _on_single(ridge, noise_var=task.noise_var),
     }
-    count = 20_000 if mini else 100_000
+    count = 10_000 if mini else 100_000
     measured = risks(predictors, task, count, seed=context.seed, device=context.device)
     for number in counts:
         figures[f"risk_{number}"] = _median_of(measured["softmax"], heads, number)
@@ -143,7 +136,7 @@ def single_task(context: Context) -> Outcome:
     lengths = MINI_LENGTHS if mini else PAPER_LENGTHS
     curves: dict[str, list[float]] = {name: [] for name in ("1", "2", "4", *list(predictors)[2:])}
     for length in lengths:
-        at = risks(predictors, task, 8192 if mini else 50_000, seed=context.seed, length=length, device=context.device)
+        at = risks(predictors, task, 4096 if mini else 50_000, seed=context.seed, length=length, device=context.device)
         for name, curve in curves.items():
             curve.append(_median_of(at["softmax"], heads, int(name)) if name.isdigit() else float(at[name].median()))
         figures[f"softmax_at_{length}"], figures[f"linear_at_{length}"] = curves["2"][-1], curves["linear"][-1]
@@ -181,7 +174,7 @@ def draw_risk_by_length(outcomes: Sequence[Outcome]) -> Figure:
 @experiment
 def closed_form(context: Context) -> Outcome:
     """Risks of the closed forms on the same prompts of several lengths; the single head is tuned at each length."""
-    count = 20_000 if context.tier == "mini" else 200_000
+    count = 10_000 if context.tier == "mini" else 200_000
     lengths = (10, 20, 40, 60, 80, 100)
     figures: dict[str, float] = {}
     for number, length in enumerate(lengths):
@@ -241,21 +234,21 @@ def identities(context: Context) -> Outcome:
 @experiment
 def proportional(context: Context) -> Outcome:
     """Excess risks, those without the label's noise, of the two-head closed form and of ridge at several d / L."""
-    d, noise_var, count = 20, 0.1, 20_000 if context.tier == "mini" else 100_000
+    d, noise_var, count = 20, 0.1, 4096 if context.tier == "mini" else 100_000
     ratios = (0.5, 0.2, 0.125, 0.05)
     figures: dict[str, float] = {}
     curves: dict[str, list[float]] = {"two_heads": [], "ridge": []}
     for number, ratio in enumerate(ratios):
-        measured = _proportional_risks(d, round(d / ratio), noise_var, count, context)
+        excess = _excess_risks(d, round(d / ratio), noise_var, count, context)
         name = f"{round(1000 * ratio):03d}"
-        figures[f"ratio_{name}"] = (measured["two_heads"] - noise_var) / (measured["ridge"] - noise_var)
-        figures[f"ratio_zero_{name}"] = (measured["zero"] - noise_var) / (measured["ridge"] - noise_var)
-        figures[f"bayes_over_limit_{name}"] = measured["ridge"] / bayes_risk_limit(ratio, noise_var)
+        figures[f"ratio_{name}"] = excess["two_heads"] / excess["ridge"]
+        figures[f"ratio_zero_{name}"] = excess["zero"] / excess["ridge"]
+        figures[f"bayes_over_limit_{name}"] = (excess["ridge"] + noise_var) / bayes_risk_limit(ratio, noise_var)
         for curve, values in curves.items():
-            values.append(measured[curve])
+            values.append(excess[curve] + noise_var)
         context.progress(number + 1, len(ratios) + 1, f"d / L = {ratio}")
-    noisy = _proportional_risks(d, 100, 3.0, 2 * count, context)
-    figures |= {"gd_noisy": noisy["gd"], "ridge_noisy": noisy["ridge"]}
+    noisy = _excess_risks(d, 100, 3.0, count, context)
+    figures |= {f"{name}_noisy": noisy[name] + 3.0 for name in ("gd", "ridge")}
     arrays = {"ratios": np.array(ratios)} | {name: np.array(values) for name, values in curves.items()}
     fine = np.geomspace(0.04, 0.6, 50)
     arrays |= {
@@ -277,7 +270,7 @@ def reduced_dynamics(context: Context) -> Outcome:
     """The reduced loss against the risk that it approximates, and its gradient flow from small random scales."""
     generator = torch.Generator().manual_seed(context.seed)
     figures: dict[str, float] = {}
-    count = 50_000 if context.tier == "mini" else 200_000
+    count = 20_000 if context.tier == "mini" else 200_000
     for name, length, size in (("40", 40, 0.25), ("160", 160, 0.25), ("large_omega", 40, 1.0)):
         task = LinearRegressionTask(length=length)
         omega = size * TWO_HEADS
@@ -289,10 +282,13 @@ def reduced_dynamics(context: Context) -> Outcome:
     limit = _reduced_step(LinearRegressionTask())
     for number in (1, 2):
         sizes = 0.04 + 0.06 * torch.rand(2, number, generator=generator, dtype=torch.float64)
-        omega, mu = gradient_flow(*(sizes * TWO_HEADS[:number]))
+        whole = gradient_flow(*(sizes * TWO_HEADS[:number]), steps=LONG_FLOW)
+        times = torch.arange(1, LONG_FLOW + 1, dtype=torch.float64)
+        settled, sizes = slice(LONG_FLOW * 2 // 3, None), whole[0].abs().mean(-1)
+        figures[f"long_shrinking_{number}"] = -_slope(times[settled].log(), sizes[1:][settled].log())
+        omega, mu = (scales[: FLOW + 1] for scales in whole)
         arrays[f"omega_{number}"], arrays[f"mu_{number}"] = omega[::10].numpy(), mu[::10].numpy()
-        scale, late = omega.abs().mean(-1), slice(2000, None)
-        times = torch.arange(1, len(omega), dtype=torch.float64)
+        scale, late, times = omega.abs().mean(-1), slice(FLOW * 2 // 3, None), times[:FLOW]
         figures[f"flow_overshoot_{number}"] = float(scale.max() / scale[-1])
         figures[f"flow_step_{number}"] = float((omega * mu).sum(-1)[late].mean() / limit)
         figures[f"flow_shrinking_{number}"] = -_slope(times[late].log(), scale[1:][late].log())
@@ -311,14 +307,14 @@ def anisotropic(context: Context) -> Outcome:
     """Models trained on anisotropic covariates; the control is trained on isotropic ones."""
     mini = context.tier == "mini"
     task = LinearRegressionTask(correlation=0.5)
-    schedule, baseline = (MINI_LONG, MINI_LONG) if mini else (PAPER, PAPER_BASELINE)
-    heads = [4] * 4 + [2] * 4 if mini else [4, 2]
+    schedule, baseline = (MINI_LONG, MINI) if mini else (PAPER, PAPER_BASELINE)
+    heads = [4] * 3 + [2] * 3 if mini else [4, 2]
     training = _Training(context, schedule.steps + baseline.steps)
     torch.manual_seed(context.seed)
     model = MultiHeadICL(6, heads)
     training.fit("anisotropic", model, task, schedule)
     torch.manual_seed(context.seed)
-    isotropic = MultiHeadICL(6, (4, 4))
+    isotropic = MultiHeadICL(6, (4,))
     training.fit("isotropic", isotropic, LinearRegressionTask(), baseline)
 
     best = best_preconditioner(task.covariance)
@@ -333,12 +329,12 @@ def anisotropic(context: Context) -> Outcome:
         f"error_{name}": _median([_distance(matrix, candidate) for matrix in learned])
         for name, candidate in candidates.items()
     }
-    others = [_learned_preconditioner(isotropic.circuits_of(index)) for index in range(2)]
+    others = [_learned_preconditioner(isotropic.circuits_of(index)) for index in range(1)]
     figures["error_preconditioner_isotropic"] = _median([_distance(matrix, best) for matrix in others])
     pairs = range(heads.count(4), len(heads))
     figures["opposite_2"] = float(np.mean([pattern_report(model.circuits_of(index)).opposite for index in pairs]))
 
-    count = 20_000 if mini else 100_000
+    count = 10_000 if mini else 100_000
     prompts = task.prompts(count, random_stream(context.seed, "train", 2**40))  # tunes the step of the baseline
     plain = _on_single(gradient_descent, step=1.0)(prompts)
     step = float((plain * prompts.target).sum() / plain.square().sum())
@@ -367,7 +363,7 @@ def multi_task(context: Context) -> Outcome:
     mini = context.tier == "mini"
     task = MultiTaskRegression()
     schedule = MINI_LONG if mini else PAPER
-    heads = [2] * 3 + [3] * 4 + [4] * 4 if mini else [2, 3, 3, 4, 4]
+    heads = [2] * 2 + [3] * 3 + [4] * 3 if mini else [2, 3, 3, 4, 4]
     training = _Training(context, schedule.steps)
     torch.manual_seed(context.seed)
     model = MultiHeadICL(task.d + task.n_out, heads, task.n_out)
@@ -375,7 +371,7 @@ def multi_task(context: Context) -> Outcome:
     untrained = [report(model.circuits_of(index)).cross for index in range(len(heads))]
     training.fit("softmax", model, task, schedule)
     measured = risks(
-        {"model": _predict(model)}, task, 20_000 if mini else 100_000, seed=context.seed, device=context.device
+        {"model": _predict(model)}, task, 10_000 if mini else 100_000, seed=context.seed, device=context.device
     )
     figures = {"cross_untrained": _median(untrained)}
     arrays: dict[str, np.ndarray] = {"indicators": task.indicators.numpy()}
@@ -420,7 +416,7 @@ class _Training:
     def __init__(self, context: Context, total: int) -> None:
         self.context, self.total, self.before = context, total, 0
 
-    def fit(self, name: str, model: MultiHeadICL, task: Task, schedule: Schedule) -> HeadHistory:
+    def fit(self, name: str, model: MultiHeadICL | SideBySide, task: Task, schedule: Schedule) -> HeadHistory:
         """Train a model in place, or go on where a killed run was saved; what its heads went through."""
         history = HeadHistory(schedule.steps)
         callbacks: list[Callback] = [history, _Reporter(self, name)]
@@ -522,8 +518,8 @@ def _explained(model: MultiHeadICL, task: LinearRegressionTask, length: int, con
     return figures
 
 
-def _proportional_risks(d: int, length: int, noise_var: float, count: int, context: Context) -> dict[str, float]:
-    task = LinearRegressionTask(d=d, length=length, noise_var=noise_var)
+def _excess_risks(d: int, length: int, noise_var: float, count: int, context: Context) -> dict[str, float]:
+    task = LinearRegressionTask(d=d, length=length, noise_var=noise_var, noisy_query=False)
     step = best_step(d=d, length=length, noise_var=noise_var)
     omega = 0.3 * d**-0.5 * TWO_HEADS  # d omega^2 = 0.09: the expansion holds
     predictors = {
@@ -541,7 +537,7 @@ def _on_single(rule: Callable[..., Tensor], **options: Any) -> Callable[[Prompts
     return lambda prompts: rule(*split_prompts(prompts), **options)[:, None]
 
 
-def _predict(model: MultiHeadICL) -> Callable[[Prompts], Tensor]:
+def _predict(model: nn.Module) -> Callable[[Prompts], Tensor]:
     return lambda prompts: model(prompts.context, prompts.query)
 
 

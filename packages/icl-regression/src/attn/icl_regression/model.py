@@ -1,14 +1,14 @@
 """One layer of multi-head attention from the query to its context, and the baseline without softmax (section 2)."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from attn.icl_regression.circuits import Circuits
 
-__all__ = ["Initialization", "LinearICL", "MultiHeadICL"]
+__all__ = ["Initialization", "LinearICL", "MultiHeadICL", "SideBySide"]
 
 Initialization = Literal["uniform", "small_id", "small_id_qk", "oppo_small_id"]
 
@@ -142,3 +142,26 @@ class LinearICL(MultiHeadICL):
     def weights(self, scores: Tensor) -> Tensor:
         """Scores over the length in training."""
         return scores / self.length
+
+
+class SideBySide(nn.Module):
+    """Models of several classes on the same prompts.
+
+    Args:
+        models: as many as there are.
+    """
+
+    def __init__(self, *models: MultiHeadICL) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+        self.heads = tuple(number for model in models for number in model.heads)
+
+    def circuits(self) -> Circuits:
+        """Those of all models."""
+        return Circuits(
+            *map(torch.cat, zip(*(cast(MultiHeadICL, model).circuits() for model in self.models), strict=True))
+        )
+
+    def forward(self, context: Tensor, query: Tensor) -> Tensor:
+        """Predictions of all models, ``[models, batch, n_out]``."""
+        return torch.cat([model(context, query) for model in self.models])

@@ -36,7 +36,7 @@ STYLES = {  # color and line of what the figures of risks compare
 def circuits(outcome: Outcome, numbers: Sequence[int]) -> Figure:
     """Query-key circuits and, below, output-value circuits: a column for each head, one color scale for each kind."""
     heads = [(number, head) for number in numbers for head in range(number)]
-    figure = Figure(figsize=(1.35 * len(heads) + 0.6, 2.7))
+    figure = Figure(figsize=(1.35 * len(heads) + 0.6, 2.6))
     axes = figure.subplots(2, len(heads), height_ratios=[6, 1], squeeze=False)
     for row, kind in enumerate(("query_key", "output_value")):
         values = {number: outcome.arrays[f"{kind}_{number}"] for number in numbers}
@@ -49,10 +49,11 @@ def circuits(outcome: Outcome, numbers: Sequence[int]) -> Figure:
             panel.set_xticks([])
             panel.set_yticks([])
             panel.grid(visible=False)
-            if row == 0:
-                panel.set_title(f"{number} head{'s' * (number > 1)}, no. {head + 1}", fontsize=8)
+            heading = f"{number} head{'s' * (number > 1)}, no. {head + 1}"
+            panel.set_title((heading, rf"$\mu$ = {values[number][head, 0, -1]:.2f}")[row], fontsize=8)
         axes[row, 0].set_ylabel(("$KQ$, key", "$OV$")[row])
-        figure.colorbar(image, ax=axes[row], fraction=0.02, pad=0.01)
+        if row == 0:
+            figure.colorbar(image, ax=axes[row], fraction=0.02, pad=0.01)
     return figure
 
 
@@ -90,7 +91,9 @@ def risk_by_length(outcomes: Sequence[Outcome]) -> Figure:
         "length in training", (40, 1.0), xycoords=("data", "axes fraction"), fontsize=8, ha="center", va="bottom"
     )
     _risk_axes(axes)
-    axes.set_xscale("log", base=2)
+    axes.set_xscale("log")
+    axes.set_xticks([10, 20, 40, 80, 160], ["10", "20", "40", "80", "160"])
+    axes.minorticks_off()
     return figure
 
 
@@ -104,6 +107,7 @@ def closed_form(outcomes: Sequence[Outcome]) -> Figure:
         color, line = STYLES[name]
         axes.plot(lengths, curve, line, color=color, label=LABELS[name], markersize=4)
     _risk_axes(axes)
+    axes.set_ylim(0.09, 1)
     return figure
 
 
@@ -172,7 +176,7 @@ def preconditioner(outcomes: Sequence[Outcome]) -> Figure:
     right.set_yticks(range(len(bars)), list(bars.values()))
     right.invert_yaxis()
     right.grid(visible=False, axis="y")
-    right.set_title("relative distance from the nearest multiple")
+    right.set_title("distance from nearest multiple")
     return figure
 
 
@@ -189,6 +193,7 @@ def multi_task(outcome: Outcome, numbers: Sequence[int]) -> Figure:
             figure.colorbar(image, ax=panel, fraction=0.05)
             panel.set_yticks(range(number), [f"head {head + 1}" for head in range(number)])
             panel.grid(visible=False)
+        panels[row, 0].set_ylabel(f"{number} heads")
         panels[row, 0].set_xticks(range(d), [f"$x_{i + 1}$" for i in range(d)])
         panels[row, 1].set_xticks(range(tasks), [f"task {t + 1}" for t in range(tasks)])
     panels[0, 0].set_title("diagonal of $KQ$")

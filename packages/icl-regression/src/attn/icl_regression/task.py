@@ -53,7 +53,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class LinearRegressionTask:
-    """Linear regression: x ~ N(0, Sigma), beta ~ N(0, I / d), y = <beta, x> + noise, the query's label included.
+    """Linear regression: x ~ N(0, Sigma), beta ~ N(0, I / d), y = <beta, x> + noise.
 
     The defaults are the paper's.
 
@@ -63,6 +63,7 @@ class LinearRegressionTask:
         noise_var: variance of the noise, sigma^2.
         correlation: rho; Sigma is rho to the power of the distance of two coordinates, and the identity for 0. The
             paper's anisotropic covariates have 0.5.
+        noisy_query: whether the query's label, the target, has noise; without it a risk is an excess risk.
 
     Raises:
         ValueError: if d or length is not positive, noise_var negative, or correlation not in [0, 1).
@@ -72,6 +73,7 @@ class LinearRegressionTask:
     length: int = 40
     noise_var: float = 0.1
     correlation: float = 0.0
+    noisy_query: bool = True
 
     n_out = 1
 
@@ -102,8 +104,9 @@ class LinearRegressionTask:
         x, noise, beta = _normal(random, (count, tokens, self.d), (count, tokens, 1), (count, self.d, 1))
         if self.correlation:
             x = x @ torch.linalg.cholesky(self.covariance).mT.float()
-        y = x @ beta * self.d**-0.5 + noise * self.noise_var**0.5
-        return _as_prompts(x, y, y[:, -1])
+        clean = x @ beta * self.d**-0.5
+        y = clean + noise * self.noise_var**0.5
+        return _as_prompts(x, y, (y if self.noisy_query else clean)[:, -1])
 
 
 @dataclass(frozen=True)

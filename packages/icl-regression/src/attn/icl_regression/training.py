@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import Metric
 
-from attn.icl_regression.model import MultiHeadICL
+from attn.icl_regression.model import MultiHeadICL, SideBySide
 from attn.icl_regression.patterns import scales
 from attn.icl_regression.task import Prompts, Stream, Task, random_stream
 
@@ -45,12 +45,12 @@ class Risk(Metric):
 
 
 class ICLTraining(LightningModule):
-    """Adam on the mean squared error of the query's label; every model of `MultiHeadICL` is trained on its own.
+    """Adam on the mean squared error of the query's label; each of several models on its own.
 
     The defaults are the paper's.
 
     Args:
-        model: one model, or several side by side on the same prompts.
+        model: one, or several on the same prompts.
         lr: learning rate.
         decay: share of the steps, the last ones, over which the learning rate falls to zero linearly; 0 keeps it.
 
@@ -58,7 +58,7 @@ class ICLTraining(LightningModule):
         ValueError: if decay is not in [0, 1], or, when fitting, the trainer's max_steps do not say when it begins.
     """
 
-    def __init__(self, model: MultiHeadICL, lr: float = 1e-3, decay: float = 0.0) -> None:
+    def __init__(self, model: MultiHeadICL | SideBySide, lr: float = 1e-3, decay: float = 0.0) -> None:
         super().__init__()
         if not 0 <= decay <= 1:
             raise ValueError(f"decay must lie in [0, 1], got {decay}")
