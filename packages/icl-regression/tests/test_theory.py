@@ -82,7 +82,7 @@ def test_the_single_head_optimum_is_stationary_and_least():
     value = reduced_loss(omega, mu)
     assert max(float(slope.abs()) for slope in torch.autograd.grad(value, (omega, mu))) < 1e-12
     sizes = torch.linspace(0.05, 1.5, 60, dtype=torch.float64)[:, None]
-    assert float(value) <= float(reduced_loss(sizes, best_mu(sizes)).min()) + 1e-12
+    assert float(value.detach()) <= float(reduced_loss(sizes, best_mu(sizes)).min()) + 1e-12
 
 
 def test_two_heads_approach_their_infimum_as_omega_falls():
