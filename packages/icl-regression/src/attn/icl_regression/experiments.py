@@ -100,7 +100,7 @@ def single_task(context: Context) -> Outcome:
     mini = context.tier == "mini"
     task = LinearRegressionTask()
     schedule, baseline = (MINI, MINI) if mini else (PAPER, PAPER_BASELINE)
-    # Every fifth model with two heads or so stays in the single-head solution: medians take many of them, and an odd number.
+    # Some models with two heads stay in the single-head solution: medians take many, and an odd number.
     counts = {1: 3, 2: 11, 4: 4} if mini else {1: 1, 2: 5, 4: 1, 8: 1}
     heads = [number for number, count in counts.items() for _ in range(count)]
     training = _Training(context, schedule.steps + baseline.steps)

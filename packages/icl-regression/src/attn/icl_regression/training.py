@@ -17,6 +17,9 @@ from attn.icl_regression.task import Prompts, Stream, Task, random_stream
 __all__ = ["HeadHistory", "ICLTraining", "PromptBatches", "PromptData", "Risk"]
 
 
+ENDLESS = 2**40  # batches; of a stream without length, Lightning draws one ahead, and a resumed training would skip it
+
+
 class Risk(Metric):
     """Mean squared error of each of several models, float64 ``[models]``; how prompts are batched does not matter.
 
@@ -80,7 +83,8 @@ class ICLTraining(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Compute and forget."""
-        self.log_dict({f"risk/model_{number}": value for number, value in enumerate(self.risk.compute().float())})
+        risks = self.risk.compute().float()  # of all processes
+        self.log_dict({f"risk/model_{number}": value for number, value in enumerate(risks)}, sync_dist=True)
         self.risk.reset()
 
     def on_test_epoch_end(self) -> None:
@@ -108,7 +112,7 @@ class PromptBatches:
     Args:
         task: what draws the prompts.
         batch_size: prompts of a batch, over all ranks.
-        batches: how many; None is an endless stream.
+        batches: how many.
         seed: of the prompts.
         stream: training or test prompts.
 
@@ -116,7 +120,7 @@ class PromptBatches:
         ValueError: if batch_size is not a multiple of the number of ranks.
     """
 
-    def __init__(self, task: Task, batch_size: int, batches: int | None, *, seed: int, stream: Stream) -> None:
+    def __init__(self, task: Task, batch_size: int, batches: int, *, seed: int, stream: Stream) -> None:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank = torch.distributed.get_rank() if distributed else 0
         self.ranks = torch.distributed.get_world_size() if distributed else 1
@@ -125,8 +129,11 @@ class PromptBatches:
         self.task, self.batch_size, self.batches, self.seed, self.stream = task, batch_size, batches, seed, stream
         self.done = 0
 
+    def __len__(self) -> int:
+        return self.batches
+
     def __iter__(self) -> Iterator[Prompts]:
-        while self.batches is None or self.done < self.batches:
+        while self.done < self.batches:
             prompts = self.task.prompts(self.batch_size, random_stream(self.seed, self.stream, self.done))
             self.done += 1
             yield Prompts(*(part[self.rank :: self.ranks] for part in prompts))
@@ -157,7 +164,7 @@ class PromptData(LightningDataModule):
 
     def train_dataloader(self) -> PromptBatches:
         """An endless stream."""
-        return PromptBatches(self.task, self.batch_size, None, seed=self.seed, stream="train")
+        return PromptBatches(self.task, self.batch_size, ENDLESS, seed=self.seed, stream="train")
 
     def val_dataloader(self) -> PromptBatches:
         """The fixed prompts."""
