@@ -174,18 +174,19 @@ def draw_risk_by_length(outcomes: Sequence[Outcome]) -> Figure:
 
 @experiment
 def closed_form(context: Context) -> Outcome:
-    """Risks of the closed forms on the same prompts of several lengths; the single head is tuned at each length."""
+    """Risks of the closed forms on the same prompts of several lengths; one single head is that of L = 40, one is tuned."""
     count = 10_000 if context.tier == "mini" else 200_000
     lengths = (10, 20, 40, 60, 80, 100)
     figures: dict[str, float] = {}
     for number, length in enumerate(lengths):
         task = LinearRegressionTask(length=length)
-        omega, mu = (torch.tensor([scale]) for scale in single_head_optimum(length=length))
+        single, tuned = (torch.tensor(single_head_optimum(length=at))[:, None] for at in (40, length))
         predictors = {
             "two_heads": _on_single(softmax_heads, omega=OMEGA * TWO_HEADS, mu=MU * TWO_HEADS),
             "gd": _on_single(gradient_descent, step=2 * OMEGA * MU),
             "debiased": _on_single(debiased_gradient_descent, step=2 * OMEGA * MU),
-            "single_head": _on_single(softmax_heads, omega=omega, mu=mu),
+            "single_head": _on_single(softmax_heads, omega=single[0], mu=single[1]),
+            "tuned_head": _on_single(softmax_heads, omega=tuned[0], mu=tuned[1]),
             "ridge": _on_single(ridge, noise_var=task.noise_var),
         }
         measured = risks(predictors, task, count, seed=context.seed, device=context.device)

@@ -18,11 +18,13 @@ LABELS = {
     "debiased": "debiased gradient descent",
     "ridge": "ridge (Bayes)",
     "two_heads": "two heads",
-    "single_head": "single head, tuned",
+    "single_head": "single head of L = 40",
+    "tuned_head": "single head, tuned",
 }
 STYLES = {  # color and line of what the figures of risks compare
     "1": (COLORS[3], "o-"),
     "single_head": (COLORS[3], "o-"),
+    "tuned_head": (COLORS[3], "s:"),
     "2": (COLORS[0], "o-"),
     "two_heads": (COLORS[0], "o-"),
     "4": (COLORS[5], "s--"),
@@ -102,7 +104,7 @@ def closed_form(outcomes: Sequence[Outcome]) -> Figure:
     figure = Figure(figsize=(7.5, 3.6))
     axes = figure.subplots()
     lengths = outcomes[0].arrays["lengths"]
-    for name in ("single_head", "two_heads", "gd", "debiased", "ridge"):
+    for name in ("single_head", "tuned_head", "two_heads", "gd", "debiased", "ridge"):
         curve = [np.mean([outcome.figures[f"{name}_{length}"] for outcome in outcomes]) for length in lengths]
         color, line = STYLES[name]
         axes.plot(lengths, curve, line, color=color, label=LABELS[name], markersize=4)
