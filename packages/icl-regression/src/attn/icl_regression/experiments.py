@@ -174,7 +174,7 @@ def draw_risk_by_length(outcomes: Sequence[Outcome]) -> Figure:
 
 @experiment
 def closed_form(context: Context) -> Outcome:
-    """Risks of the closed forms on the same prompts of several lengths; one single head is that of L = 40, one is tuned."""
+    """Risks of the closed forms on the same prompts of several lengths; one single head stays that of L = 40."""
     count = 10_000 if context.tier == "mini" else 200_000
     lengths = (10, 20, 40, 60, 80, 100)
     figures: dict[str, float] = {}
