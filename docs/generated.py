@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from gallery import gallery
 from pydantic import BaseModel
 
 from attn.core_kernels import capability_table
@@ -162,6 +163,21 @@ def long_context() -> str:
     return "\n".join([head, *lines, f"\n{machine}"])
 
 
+def drawing_speed() -> str:
+    """The table of how many scenes a second are drawn."""
+    path = Path(__file__).parents[1] / "shared-eval/benchmarks/results/scenes.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    sizes = list(dict.fromkeys(row["size"] for row in rows))
+    rates: dict[str, list[str]] = {}
+    for row in rows:
+        rates.setdefault(row["family"], []).append(f"{int(row['scenes_per_second']):,}")
+    head = f"| family | {' | '.join(f'{size} pixels' for size in sizes)} |\n|---|{'--:|' * len(sizes)}"
+    lines = [f"| `{family}` | {' | '.join(values)} |" for family, values in rates.items()]
+    machine = f"Measured on one thread of {rows[0]['device']}, Pillow {rows[0]['pillow']}, NumPy {rows[0]['numpy']}."
+    return "\n".join([head, *lines, f"\n{machine}"])
+
+
 def _megabytes(row: dict[str, str]) -> str:
     return f"{int(row['peak_bytes']) / 1e6:,.1f}"
 
@@ -176,6 +192,8 @@ MAKERS: dict[str, Callable[[], str]] = {
     "report keys": lambda: keys(Report),
     "report schema": report_schema,
     "long context": long_context,
+    "shapesworld gallery": gallery,
+    "shapesworld speed": drawing_speed,
     "options of claims reproduce": lambda: option_help(claims_commands.main, "reproduce"),
     "options of claims pages": lambda: option_help(claims_commands.main, "pages"),
     "options of claims summary": lambda: option_help(claims_commands.main, "summary"),

@@ -41,6 +41,11 @@ def every_metric():
     objects = [["beach"]] * 4, [["boat"]] * 4
     logits, labels = draw(4, 3, 5), torch.arange(12).reshape(4, 3) % 5
     features = draw(6, 3)
+    labelled = [p | {"labels": torch.tensor([1, 2, 2])} for p in proposals]
+    known = {"labels": torch.tensor([1, 2, 3]), "negative": torch.tensor([]), "not_exhaustive": torch.tensor([2])}
+    annotated = [{"boxes": b, **known} for b in boxes]
+    frequencies = {1: "r", 2: "c", 3: "f"}
+    videos = draw(4, 3, 8, 8) < 0.5, draw(4, 3, 8, 8, seed=1) < 0.5
     matcher = m.ObjectMatcher(SHAPES)
 
     def lists(*columns):
@@ -60,6 +65,10 @@ def every_metric():
         "masks": (m.MaskIoU(), slices(*masks)),
         "points": (m.PointAccuracy(), slices(5 * draw(4, 2), masks[1])),
         "recall": (m.ClassAgnosticRecall(), lists(proposals, [{"boxes": b} for b in boxes])),
+        "lvis": (m.LvisFixedAP(frequencies), lists(labelled, annotated)),
+        "lvis_one_sample": (m.LvisFixedAP(frequencies), lists(labelled[:1], annotated[:1])),
+        "videos": (m.JAndF(), slices(*videos)),
+        "clip_score": (m.ClipScore(), slices(draw(4, 5), draw(4, 5, seed=1))),
         "region": (
             m.RegionScore(partial(peak_signal_noise_ratio, data_range=1.0)),
             slices(images, others, regions),

@@ -6,12 +6,10 @@ import math
 import pytest
 
 from attn.shared_eval.metrics import (
-    AMBER_KINDS,
     AmberDiscriminative,
     AmberGenerative,
     AmberWords,
     amber_counts,
-    read_amber_annotations,
 )
 
 WORDS = AmberWords(
@@ -77,15 +75,7 @@ def test_nouns_of_ones_own_are_taken_if_known():
 def test_files_of_the_release(tmp_path):
     (tmp_path / "relation.json").write_text(json.dumps({"beach": ["sand"]}))
     (tmp_path / "safe_words.txt").write_text("line\nshoe\n")
-    entries = [
-        {"id": 1, "type": "generative", "truth": ["beach"], "hallu": []},
-        {"id": 1005, "type": "discriminative-attribute-state", "truth": "yes"},
-    ]
-    (tmp_path / "annotations.json").write_text(json.dumps(entries))
     assert AmberWords.read(tmp_path) == AmberWords({"beach": ["sand"]}, frozenset({"line", "shoe"}))
-    annotations = read_amber_annotations(tmp_path)
-    assert annotations[1]["truth"] == ["beach"]
-    assert AMBER_KINDS[annotations[1005]["type"]] == "state"
 
 
 def test_the_discriminative_part_takes_no_for_positive():

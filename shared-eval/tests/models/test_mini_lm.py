@@ -13,7 +13,7 @@ from attn.shared_eval.data import text_tokenizer
 from attn.shared_eval.data.tasks import docs_tokens, kv_recall, passkey
 from attn.shared_eval.models import find_recipe
 from attn.shared_eval.models.recipe import seeded_build
-from attn.shared_eval.models.recipes.mini_lm import SHARES
+from attn.shared_eval.models.recipes.mini_lm import PARTS, SHALLOW_SHARES, SHARES
 from attn.shared_eval.models.recipes.mini_lm_gates import SINK, accuracy, far_pages, sink_share, text_loss
 from attn.shared_eval.models.training import RecipeModule
 
@@ -28,11 +28,11 @@ def narrow(recipe):
     return recipe.narrow()
 
 
-@pytest.mark.parametrize("context", [128, 256, 512, 1024])
+@pytest.mark.parametrize("context", [64, 128, 256, 512, 1024])
 def test_rows_of_every_kind_fit_the_context(recipe, context):
     rows = [recipe._row(row, context) for row in range(600)]
     shares = Counter(kind for kind, _ in rows)
-    for kind, share in SHARES.items():
+    for kind, share in (SHALLOW_SHARES if context == 64 else SHARES).items():
         assert abs(shares[kind] / 600 - share) < 4 * math.sqrt(share * (1 - share) / 600), kind
     assert max(len(prompt.ids) for _, prompt in rows) == context
     assert all(prompt.ids[0] == recipe.tokenizer.bos_token_id for _, prompt in rows)
@@ -59,7 +59,7 @@ def test_contexts_follow_the_curriculum(recipe):
 
 def test_a_sample_is_1024_tokens_whatever_its_batch(narrow):
     longer = replace(narrow, steps=100)
-    for first, context in ((0, 128), (99, 1024)):
+    for first, context in ((0, 64), (99, 1024)):
         together = longer.batch(range(first, first + 3))
         apart = [longer.batch([index]) for index in range(first, first + 3)]
         assert together["input_ids"].shape == (3 * 1024 // context, context)
@@ -67,30 +67,53 @@ def test_a_sample_is_1024_tokens_whatever_its_batch(narrow):
             assert torch.equal(column, torch.cat([batch[name] for batch in apart]))
 
 
-def test_the_loss_is_the_mean_of_the_prose_plus_that_of_the_answers(narrow):
+def test_the_loss_is_the_sum_of_the_means_of_prose_answers_and_repeated_words(narrow):
     module = RecipeModule(narrow).double()
     batch = narrow.batch(range(2))
-    assert 0 < batch["is_text"].sum() < len(batch["is_text"])
+    assert set(batch["part"].tolist()) == set(range(len(PARTS)))
     with torch.no_grad():
         total = narrow.loss(module.model, batch).item()
         module.model.set_attn_implementation("sdpa")
         logs = module.model(input_ids=batch["input_ids"]).logits.log_softmax(-1)
-    sums = {True: [], False: []}
+    sums = {}
     for row, labels in enumerate(batch["labels"].tolist()):
         for position, label in enumerate(labels[1:]):
             if label != -100:
-                sums[bool(batch["is_text"][row])].append(-logs[row, position, label].item())
+                sums.setdefault(batch["part"][row].item(), []).append(-logs[row, position, label].item())
     assert total == pytest.approx(sum(sum(losses) / len(losses) for losses in sums.values()), rel=1e-5)
 
 
-def test_a_batch_without_answers_has_a_finite_loss_and_gradient(narrow):
+def test_a_batch_of_prose_alone_has_a_finite_loss_and_gradient(narrow):
     batch = narrow.batch([0])
-    batch = {name: column[batch["is_text"]] for name, column in batch.items()}
+    batch = {name: column[batch["part"] == PARTS.index("text")] for name, column in batch.items()}
     model = seeded_build(narrow)
-    text, answers = narrow.losses(model, batch)
-    assert answers == 0
-    (text + answers).backward()
+    losses = narrow.losses(model, batch)
+    assert losses["answers"] == losses["copy"] == 0 < losses["text"]
+    sum(losses.values()).backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_the_lowest_two_layers_learn_the_shortest_rows_alone_and_the_others_then_join_as_the_identity(narrow):
+    model = seeded_build(replace(narrow, layers=4))
+    recipe = replace(narrow, layers=4, steps=100)
+    with torch.no_grad():
+        hidden = model.model(input_ids=recipe.batch([99])["input_ids"], output_hidden_states=True).hidden_states
+    assert torch.equal(hidden[2], hidden[3])  # the last one is normalised
+    recipe.loss(model, recipe.batch([0])).backward()
+    learning = [any(p.grad is not None for p in layer.parameters()) for layer in model.model.layers]
+    assert learning == [True, True, False, False]
+    assert model.config.num_hidden_layers == 4
+    recipe.loss(model, recipe.batch([99])).backward()
+    assert all(layer.mlp.down_proj.weight.grad.any() for layer in model.model.layers)
+
+
+def test_repeated_words_are_those_a_period_before(recipe):
+    prompt = next(prompt for kind, prompt in (recipe._row(i, 64) for i in range(50)) if kind == "copy")
+    assert len(prompt.ids) == 64
+    for answer in prompt.answers:
+        ((start, stop),) = answer.evidence
+        assert torch.equal(prompt.ids[start:stop], prompt.ids[slice(*answer.span)])
+        assert start < answer.span[0]
 
 
 class Planted(torch.nn.Module):

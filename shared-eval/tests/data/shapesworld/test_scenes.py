@@ -29,6 +29,7 @@ from attn.shared_eval.data.shapesworld.grammar import (
     NEAR_COLORS,
     NEAR_KINDS,
     PARTNERS,
+    PATTERNS,
     POPULAR,
     SPLITS,
     STYLES,
@@ -94,6 +95,23 @@ def test_a_mask_is_the_shape_of_its_definition(kind, angle):
     expected = INSIDE[kind](u * np.cos(turn) + v * np.sin(turn), v * np.cos(turn) - u * np.sin(turn))
     assert (mask != expected).mean() < 0.011  # of 16,384 pixels; outlines are 250 to 500 pixels long
     assert abs(mask.sum() / expected.sum() - 1) < 0.04
+
+
+@pytest.mark.parametrize("pattern", PATTERNS[1:])
+@pytest.mark.parametrize("color", COLORS)
+def test_a_patterned_shape_keeps_its_outline_before_any_grey(color, pattern):
+    size, middle, r = 96, 47.5, 0.3
+    shape = Shape("circle", color, "large", 0.5, 0.5, r, pattern=pattern)
+    image = render(Scene((shape,), Background(base=(150, 150, 150))), size).image.astype(int)
+    rows, columns = np.mgrid[:size, :size]
+    distance = np.hypot(rows - middle, columns - middle) / size
+    rim = image[(distance < r - 1.5 / size) & (distance > r - 2.5 / size)]
+    assert (abs(rim - COLORS[color]).max(-1) < 24).mean() > 0.9
+    inside = image[distance < 0.8 * r]
+    other = abs(inside - COLORS[color]).max(-1) > 40  # what the pattern adds
+    assert 0.15 < other.mean() < 0.7
+    greys = inside[other & (np.ptp(inside, axis=-1) < 20)][:, 0]  # the backgrounds' are 108 to 180
+    assert not ((greys > 108) & (greys < 180)).any()
 
 
 def test_the_same_scene_at_any_size():

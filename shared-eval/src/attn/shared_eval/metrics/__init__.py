@@ -7,9 +7,9 @@ from attn.shared_eval.metrics.amber import (
     AmberGenerative,
     AmberWords,
     amber_counts,
-    read_amber_annotations,
 )
 from attn.shared_eval.metrics.answers import MME_COGNITION, MME_PERCEPTION, Mme, Pope, parse_mme, parse_yes_no
+from attn.shared_eval.metrics.clip_score import ClipScore
 from attn.shared_eval.metrics.detection import ClassAgnosticRecall, matched_objects
 from attn.shared_eval.metrics.editing import (
     ProjectedKeys,
@@ -27,6 +27,7 @@ from attn.shared_eval.metrics.language import (
     string_match_any,
 )
 from attn.shared_eval.metrics.lemmas import wordnet_lemmas, wordnet_noun_lemmas, wordnet_nouns
+from attn.shared_eval.metrics.lvis import LvisFixedAP
 from attn.shared_eval.metrics.masks import MaskIoU, PointAccuracy, intersection_and_union
 from attn.shared_eval.metrics.objects import (
     Chair,
@@ -36,6 +37,7 @@ from attn.shared_eval.metrics.objects import (
     coco_objects,
     repeated_ngrams,
 )
+from attn.shared_eval.metrics.videos import JAndF, contour_accuracy
 
 __all__ = [
     "AMBER_KINDS",
@@ -47,7 +49,10 @@ __all__ = [
     "AmberWords",
     "Chair",
     "ClassAgnosticRecall",
+    "ClipScore",
     "FrechetDistance",
+    "JAndF",
+    "LvisFixedAP",
     "MaskIoU",
     "Mme",
     "NatsPerToken",
@@ -63,13 +68,13 @@ __all__ = [
     "TokenPerplexity",
     "amber_counts",
     "coco_objects",
+    "contour_accuracy",
     "dino_pixels",
     "frechet_distance",
     "intersection_and_union",
     "matched_objects",
     "parse_mme",
     "parse_yes_no",
-    "read_amber_annotations",
     "repeated_ngrams",
     "string_match_all",
     "string_match_any",

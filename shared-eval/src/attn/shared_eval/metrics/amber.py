@@ -19,8 +19,9 @@ AMBER_KINDS = {
     "discriminative-attribute-number": "number",
     "discriminative-attribute-action": "action",
     "discriminative-relation": "relation",
+    "relation": "relation",
 }
-"""The kind of a question by its ``type`` in AMBER's annotations."""
+"""The kind of a question by its ``type`` in AMBER's annotations, where relations that do not hold have a type apart."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,6 @@ class AmberWords:
         """Known words of a text in the singular, in its own case, whatever their part of speech."""
         singular = [self.singular_of.get(token, token) for token in tokens(text)]
         return [word for word in singular if word in self.known]
-
-
-def read_amber_annotations(folder: str | Path) -> dict[int, dict[str, Any]]:
-    """The entries of ``annotations.json`` in the release's folder ``data``, by id.
-
-    Generative ones have ``truth`` and ``hallu``, lists of objects; the others ``truth``, yes or no, and a ``type`` of
-    `AMBER_KINDS`.
-    """
-    entries = json.loads((Path(folder) / "annotations.json").read_text(encoding="utf-8"))
-    return {entry["id"]: entry for entry in entries}
 
 
 class AmberCounts(NamedTuple):
@@ -225,7 +216,7 @@ class AmberDiscriminative(Metric):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.kinds = tuple(AMBER_KINDS.values())
+        self.kinds = tuple(dict.fromkeys(AMBER_KINDS.values()))
         add_counts(self, "questions", "right", "said_no", "truly_no", "rightly_no", shape=(len(self.kinds),))
 
     def update(self, answers: Sequence[str], labels: Sequence[bool], kinds: Sequence[str]) -> None:

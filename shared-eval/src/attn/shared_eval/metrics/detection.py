@@ -16,7 +16,8 @@ from attn.shared_eval.metrics.states import add_counts, ratio
 
 IOU_THRESHOLDS = tuple(threshold / 100 for threshold in range(50, 100, 5))
 
-_KINDS = {"bbox": "boxes", "segm": "masks"}
+SHAPES = {"bbox": "boxes", "segm": "masks"}
+"""The key of the shapes that a kind of IoU compares."""
 
 
 def matched_objects(
@@ -43,22 +44,22 @@ def matched_objects(
         ValueError: if a key is missing, or shapes do not fit.
         ModuleNotFoundError: if pycocotools is not installed (extra ``coco``).
     """
-    kind = _KINDS[iou_type]
+    kind = SHAPES[iou_type]
     for name, given, keys in (("preds", preds, {kind, "scores"}), ("target", target, {kind})):
         if not keys <= given.keys():
             raise ValueError(f"{name} must have {', '.join(sorted(keys))}, got {', '.join(sorted(given))}")
     if len(preds["scores"]) != len(preds[kind]):
         raise ValueError(f"preds must have a score for each of {len(preds[kind])} {kind}, got {len(preds['scores'])}")
     crowd = target.get("iscrowd", torch.zeros(len(target[kind]), dtype=torch.int64))
-    truth = _annotations(target[kind], kind, iscrowd=crowd)
-    found = _annotations(preds[kind], kind, score=preds["scores"])
+    truth = coco_annotations(target[kind], kind, iscrowd=crowd)
+    found = coco_annotations(preds[kind], kind, score=preds["scores"])
     counted = sum(not annotation["iscrowd"] for annotation in truth)
     matches = torch.zeros(len(max_detections), len(IOU_THRESHOLDS), dtype=torch.int64)
     if not (truth and found):
         return matches, counted
     size = dict(zip(("height", "width"), target["masks"].shape[-2:], strict=True)) if kind == "masks" else {}
     with redirect_stdout(io.StringIO()):  # COCO's classes say what they do
-        evaluation = _pycocotools("cocoeval").COCOeval(_coco(truth, size), _coco(found, size), iou_type)
+        evaluation = load_pycocotools("cocoeval").COCOeval(_coco(truth, size), _coco(found, size), iou_type)
         evaluation.params.useCats = 0
         evaluation.params.iouThrs = np.array(IOU_THRESHOLDS)
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
@@ -71,7 +72,17 @@ def matched_objects(
     return matches, counted
 
 
-def _annotations(shapes: Tensor, kind: str, **columns: Tensor) -> list[dict[str, Any]]:
+def coco_annotations(shapes: Tensor, kind: str, **columns: Tensor) -> list[dict[str, Any]]:
+    """Boxes or masks as entries of COCO's files, numbered from 1, with further columns.
+
+    Args:
+        shapes: see `matched_objects`.
+        kind: ``"boxes"`` or ``"masks"``.
+        columns: values of each shape, by key.
+
+    Raises:
+        ValueError: if shapes are not of their kind's shape.
+    """
     if kind == "boxes":
         if shapes.ndim != 2 or shapes.shape[1] != 4:
             raise ValueError(f"boxes must be of shape (number, 4), got {tuple(shapes.shape)}")
@@ -83,12 +94,13 @@ def _annotations(shapes: Tensor, kind: str, **columns: Tensor) -> list[dict[str,
             raise ValueError(
                 f"masks must be bool of shape (number, height, width), got {shapes.dtype} {tuple(shapes.shape)}"
             )
-        encode = _pycocotools("mask").encode
+        encode = load_pycocotools("mask").encode
         fields = [
             {"segmentation": encode(np.asfortranarray(mask.cpu().numpy().astype(np.uint8))), "area": int(mask.sum())}
             for mask in shapes
         ]
-    values = [dict(zip(columns, row, strict=True)) for row in zip(*(c.tolist() for c in columns.values()), strict=True)]
+    rows = zip(*(c.tolist() for c in columns.values()), strict=True) if columns else [()] * len(fields)
+    values = [dict(zip(columns, row, strict=True)) for row in rows]
     common = {"image_id": 1, "category_id": 1, "iscrowd": 0}
     return [  # ids start at 1: COCOeval takes a match with 0 for none
         {"id": number, **common, **field, **value}
@@ -97,17 +109,22 @@ def _annotations(shapes: Tensor, kind: str, **columns: Tensor) -> list[dict[str,
 
 
 def _coco(annotations: list[dict[str, Any]], size: Mapping[str, int]) -> Any:
-    coco = _pycocotools("coco").COCO()
+    coco = load_pycocotools("coco").COCO()
     coco.dataset = {"images": [{"id": 1, **size}], "categories": [{"id": 1}], "annotations": annotations}
     coco.createIndex()
     return coco
 
 
-def _pycocotools(module: str) -> ModuleType:
+def load_pycocotools(module: str) -> ModuleType:
+    """A module of pycocotools.
+
+    Raises:
+        ModuleNotFoundError: if it is not installed.
+    """
     try:
         return importlib.import_module(f"pycocotools.{module}")
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("recall of proposals needs pycocotools: install attn-shared-eval[coco]") from error
+        raise ModuleNotFoundError("matching objects needs pycocotools: install attn-shared-eval[coco]") from error
 
 
 class ClassAgnosticRecall(Metric):
@@ -138,7 +155,7 @@ class ClassAgnosticRecall(Metric):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if iou_type not in _KINDS:
+        if iou_type not in SHAPES:
             raise ValueError(f"iou_type must be bbox or segm, got {iou_type!r}")
         if not max_detections or min(max_detections) < 1:
             raise ValueError(f"max_detections must hold positive numbers, got {tuple(max_detections)}")

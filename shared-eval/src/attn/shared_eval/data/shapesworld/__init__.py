@@ -11,7 +11,9 @@ from attn.shared_eval.data.shapesworld.captions import (
     listing,
     paragraph,
 )
+from attn.shared_eval.data.shapesworld.clips import Fit, clip, fit
 from attn.shared_eval.data.shapesworld.dataset import ScenesDataset, picture_tensors
+from attn.shared_eval.data.shapesworld.edits import EDITS, Edit, edits
 from attn.shared_eval.data.shapesworld.families import FAMILIES, World, class_label, family
 from attn.shared_eval.data.shapesworld.noise import AnswerPrior, Detector, ImageDrop, PromptDrop, mean_picture
 from attn.shared_eval.data.shapesworld.questions import QUESTIONS, Question, questions
@@ -20,6 +22,7 @@ from attn.shared_eval.data.shapesworld.renderer import PatchLabels, Picture, ren
 from attn.shared_eval.data.shapesworld.scene import Background, Scene, Shape
 
 __all__ = [
+    "EDITS",
     "FAMILIES",
     "QUESTIONS",
     "REFERRING",
@@ -28,6 +31,8 @@ __all__ = [
     "Caption",
     "CaptionNoise",
     "Detector",
+    "Edit",
+    "Fit",
     "ImageDrop",
     "Listing",
     "Mention",
@@ -44,7 +49,10 @@ __all__ = [
     "World",
     "caption",
     "class_label",
+    "clip",
+    "edits",
     "family",
+    "fit",
     "listing",
     "mean_picture",
     "paragraph",

@@ -31,7 +31,7 @@ VISIBLE = 0.6
 """The share of every object that must be visible, in pixels of a picture of 64."""
 
 _LEVELS = range(len(DISTRACTORS))
-_MARKED_KINDS = tuple(kind for kind in KINDS if kind not in ("ring", "moon"))  # the others are filled at the center
+MARKED_KINDS = tuple(kind for kind in KINDS if kind not in ("ring", "moon"))  # the others are filled at the center
 _DIRECTED = ("moon", "arrow")
 
 
@@ -174,7 +174,7 @@ class World:
         found: dict[int, Shape] = {}
         # Large ones find a place first; the order of drawing is that of the plans.
         for i in sorted(range(len(plans)), key=lambda i: -radii[i]):
-            place = plans[i].place or _free_place(radii[i], found.values(), draw, 0.72 if self.overlap else 1.08)
+            place = plans[i].place or free_place(radii[i], found.values(), draw, 0.72 if self.overlap else 1.08)
             if place is None:
                 return None
             found[i] = _shape(plans[i], place, radii[i], draw)
@@ -198,7 +198,7 @@ class World:
         found: list[Shape] = []
         for _ in range(count):
             plan, radius = _Plan(*draw.choice(pairs), size="small"), 0.035 + 0.015 * draw.random()
-            place = _free_place(radius, [*shapes, *found], draw, 1.08)
+            place = free_place(radius, [*shapes, *found], draw, 1.08)
             if place is not None:
                 found.append(_shape(plan, place, radius, draw))
         return found
@@ -259,7 +259,8 @@ def class_label(scene: Scene) -> int:
 DUAL_KINDS = ("circle", "square", "triangle", "cross")
 
 
-def _free_place(r: float, shapes: Iterable[Shape], draw: Draw, gap: float) -> tuple[float, float] | None:
+def free_place(r: float, shapes: Iterable[Shape], draw: Draw, gap: float) -> tuple[float, float] | None:
+    """A center in the picture, ``gap`` times the sum of the radii from every shape or more; None after 40 attempts."""
     room = 1 - 2 * (r + 0.01)
     for _ in range(40):
         x, y = (r + 0.01 + room * draw.random() for _ in range(2))
@@ -348,7 +349,7 @@ def _cooccur(world: World, draw: Draw, split: str) -> tuple[list[_Plan], None]:
 
 
 def _marks(world: World, draw: Draw, _split: str) -> tuple[list[_Plan], None]:
-    pairs = [pair for pair in world._pairs() if pair[0] in _MARKED_KINDS]
+    pairs = [pair for pair in world._pairs() if pair[0] in MARKED_KINDS]
     plans = []
     for _ in range(_count(world, draw)):
         mark = f"digit {draw.integer(10)}" if draw.random() < 0.7 else f"dots {1 + draw.integer(4)}"

@@ -186,7 +186,11 @@ def _sprite(shape: Shape, size: int, outlined: bool) -> _Sprite:
     center = ((x * scale >> 12) - left * samples, (y * scale >> 12) - top * samples)
     radius = r * scale >> 12
     if shape.pattern != "plain":
-        figures.append((_second_color(color), _pattern(shape.pattern, extent, center, radius)))
+        pattern = _pattern(shape.pattern, extent, center, radius)
+        pen = ImageDraw.Draw(pattern)
+        for polygon in polygons:  # a rim of the shape's own color keeps its outline whole
+            pen.line([*polygon, *polygon[:2]], fill=0, width=max(2, radius // 4))
+        figures.append((_second_color(color), pattern))
     if outlined or shape.outline:
         stroke = Image.new("L", extent)
         pen = ImageDraw.Draw(stroke)
@@ -216,9 +220,13 @@ def _luma(color: Color) -> int:
 
 
 def _second_color(color: Color) -> Color:
-    """The color of a pattern on a shape: half way to black, or to white from dark colors."""
+    """The color of a pattern on a shape: towards black, or towards white from dark colors.
+
+    Half way, but a quarter from black and white: half way between them lie the greys of the backgrounds.
+    """
     light = 255 if _luma(color) < 128 else 0
-    r, g, b = ((level + light) // 2 for level in color)
+    own = 1 if max(color) - min(color) > 64 else 3
+    r, g, b = ((own * level + light) // (own + 1) for level in color)
     return r, g, b
 
 
