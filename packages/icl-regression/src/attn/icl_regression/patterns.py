@@ -111,8 +111,8 @@ class MultiTaskReport:
         diagonals: query-key diagonal on the covariates, ``[heads, d]``.
         mu: entry of each label in the output of its own task, ``[heads, tasks]``.
         active: whether a head's share in the predictions exceeds 0.05 of the largest head's, bool ``[heads]``.
-        participation: tasks that a head serves, mean over active heads: (sum c)^2 / sum c^2 for c of a task ``|mu|`` times
-            the mean size of the diagonal on its coordinates; between 1 and the number of tasks.
+        participation: tasks that a head serves, mean over active heads: (sum c)^2 / sum c^2 for c of a task ``|mu|``
+            times the mean size of the diagonal on its coordinates; between 1 and the number of tasks.
         projector: correlation of a head's diagonal, up to its sign, with the indicator of the coordinates of the task
             that it serves most, mean over active heads.
         cross: largest entry of one task's label in the output of another, over the largest of all.
