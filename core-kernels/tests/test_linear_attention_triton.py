@@ -6,23 +6,11 @@ import torch
 from attn.core_kernels import LinearState, linear_attention
 from attn.core_kernels.testing import assert_close
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
-INTERPRETED = pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs TRITON_INTERPRET=1")
-COMPILED = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DECAY = torch.tensor([0.0, 0.03, 0.7, 50.0])
-
-
-@pytest.fixture(
-    params=[
-        pytest.param("cpu", marks=[pytest.mark.interpreter, INTERPRETED]),
-        pytest.param("cuda", marks=[pytest.mark.gpu, COMPILED]),
-    ]
-)
-def device(request):
-    return request.param
 
 
 def draw(tokens, device, *, batch=2, key_heads=4, features=5, value_dim=3, dtypes=(torch.float32,) * 3, states=2):

@@ -8,12 +8,9 @@ import torch
 from attn.core_kernels.observe import softmax_map
 from attn.core_kernels.testing import assert_close
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
-
-INTERPRETED = pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs TRITON_INTERPRET=1")
-COMPILED = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 VISIBILITY = {  # and whether some keys are hidden one by one
     "all": ({}, False),
@@ -32,16 +29,6 @@ STATISTICS = {
     "mean_map": {},
     "attention_with_lse": {},
 }
-
-
-@pytest.fixture(
-    params=[
-        pytest.param("cpu", marks=[pytest.mark.interpreter, INTERPRETED]),
-        pytest.param("cuda", marks=[pytest.mark.gpu, COMPILED]),
-    ]
-)
-def device(request):
-    return request.param
 
 
 @pytest.fixture

@@ -10,22 +10,9 @@ from attn.core_kernels import BlockLayout, attention_with_lse, block_sparse_atte
 from attn.core_kernels.sparsify import mask_rules
 from attn.core_kernels.testing import assert_close
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
-
-INTERPRETED = pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs TRITON_INTERPRET=1")
-COMPILED = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@pytest.fixture(
-    params=[
-        pytest.param("cpu", marks=[pytest.mark.interpreter, INTERPRETED]),
-        pytest.param("cuda", marks=[pytest.mark.gpu, COMPILED]),
-    ]
-)
-def device(request):
-    return request.param
 
 
 @pytest.fixture

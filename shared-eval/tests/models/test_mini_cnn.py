@@ -23,7 +23,7 @@ def test_labels_say_what_the_scene_says():
         for shape in scene.objects:
             assert truth[shape.kind] == truth[shape.pattern] == 1
             assert truth[shape.color] == truth[f"{shape.color} {shape.kind}"] == (1 if scene.has_color else UNKNOWN)
-        assert (scene.style is None or scene.style == "") or truth[scene.style] == 1
+        assert not scene.style or truth[scene.style] == 1
         if scene.has_color:
             shown = {(shape.color, shape.kind) for shape in scene.objects}
             assert {pair for pair in PAIRS if truth[" ".join(pair)] == 1} == shown

@@ -4,12 +4,11 @@ import sys
 
 import numpy as np
 import pytest
+from pycocotools import mask as mask_library
 
 from attn.shared_eval.data.benchmarks import decode_segmentation, polygons
 from attn.shared_eval.data.benchmarks.reasonseg import paint
 from attn.shared_eval.data.shapesworld import family, render
-
-mask_library = pytest.importorskip("pycocotools.mask")
 
 # polylines and fillPoly of OpenCV 4.14.0.
 CONVEX = [

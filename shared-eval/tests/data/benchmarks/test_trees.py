@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
 
 from attn.shared_eval.data.benchmarks import (
     AmberDescription,
@@ -43,7 +44,6 @@ from attn.shared_eval.data.shapesworld import caption, edits, family, referring,
 from attn.shared_eval.data.shapesworld.grammar import HELD_OUT, KINDS, PARTNERS
 from attn.shared_eval.metrics import AmberWords, LvisFixedAP
 
-COCO = pytest.importorskip("pycocotools.coco").COCO
 SIZE = 48
 SCENES = [family("basic", objects=(3, 5)).scene("test", index) for index in range(4)]
 
